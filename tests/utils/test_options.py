@@ -1,0 +1,197 @@
+"""The command line, the TOML file and the defaults meet in one checked record."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from utils import options
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """How the weights move."""
+
+    learning_rate: float = 0.1
+    """Step length."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    warm_up: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate > 5:
+            raise ValueError("learning_rate should be at most 5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run."""
+
+    folder: Path = field(metadata={"aliases": ("-i",)})
+    """Where the cases are."""
+    optimiser_options: Optimiser = field(default_factory=Optimiser)
+    amp: bool = False
+    """Mixed precision."""
+    mirror: bool = True
+    folds: tuple[int, ...] = (0,)
+    patch: tuple[int, int, int] | None = None
+    names: tuple[str, ...] = ()
+
+
+def parse(*argv: str, toml: str | None = None, tmp_path: Path | None = None) -> Run:
+    if toml is not None and tmp_path is not None:
+        (tmp_path / "run.toml").write_text(toml, encoding="utf-8")
+        argv = ("--config", str(tmp_path / "run.toml"), *argv)
+    return options.parse(Run, argv, program="run", description="Runs.")
+
+
+def test_nested_options_are_flat_on_the_command_line() -> None:
+    run = parse(
+        "--folder", "cases", "--learning_rate", "0.5", "--amp", "--folds", "1", "2", "--patch", "1", "2", "3"
+    )
+    assert run == Run(
+        folder=Path("cases"),
+        optimiser_options=Optimiser(learning_rate=0.5),
+        amp=True,
+        folds=(1, 2),
+        patch=(1, 2, 3),
+    )
+
+
+def test_an_alias_stands_for_the_full_name() -> None:
+    assert parse("-i", "cases") == parse("-i=cases") == parse("--folder", "cases")
+
+
+def test_a_switch_that_is_on_can_be_turned_off() -> None:
+    assert parse("-i", "cases", "--no_mirror").mirror is False
+
+
+def test_the_file_wins_over_the_defaults_and_the_command_line_over_the_file(tmp_path: Path) -> None:
+    toml = 'folder = "cases"\nlearning_rate = 2\namp = true\nmirror = false\nfolds = [3, 4]'
+    run = parse("--no_amp", "--folds", "5", toml=toml, tmp_path=tmp_path)
+    assert (run.optimiser_options.learning_rate, run.amp, run.mirror, run.folds) == (2.0, False, False, (5,))
+
+
+def test_of_two_files_the_later_one_wins(tmp_path: Path) -> None:
+    for name, amp in (("first", "true"), ("second", "false")):
+        (tmp_path / f"{name}.toml").write_text(f"amp = {amp}\nwarm_up = 3", encoding="utf-8")
+    run = parse("-i=c", f"--config={tmp_path / 'first.toml'}", "--config", str(tmp_path / "second.toml"))
+    assert (run.amp, run.optimiser_options.warm_up) == (False, 3)
+
+
+def test_values_that_look_like_flags_survive_the_file(tmp_path: Path) -> None:
+    run = parse(toml='folder = "-x y"\nlearning_rate = -1e-3\nfolds = [-1]', tmp_path=tmp_path)
+    assert (run.folder, run.optimiser_options.learning_rate, run.folds) == (Path("-x y"), -1e-3, (-1,))
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("learning_rat = 1", "no option is called 'learning_rat'. Did you mean 'learning_rate'"),
+        ("[optimiser_options]\nlearning_rate = 1", "options are flat"),
+        ('learning_rate = "fast"', "learning_rate should be a number, got 'fast'"),
+        ("learning_rate = true", "learning_rate should be a number, got True"),
+        ("amp = 1", "amp should be true or false, got 1"),
+        ("folds = [0.5]", "folds should be a list"),
+        ("patch = [1, 2]", "patch should be a list of 3 values"),
+        ("warm_up = true", "warm_up should be a whole number"),
+        ('optimiser = "sdg"', "optimiser should be one of"),
+        ('names = ["-a"]', "starts with a dash"),
+        ("amp = ", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_the_reason(
+    toml: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="run.toml") as caught:
+        parse("-i", "cases", toml=toml, tmp_path=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.toml cannot be read"):
+        parse("-i", "cases", "--config", "nowhere.toml")
+
+
+def test_config_without_a_path_is_refused() -> None:
+    with pytest.raises(UserError, match="needs the path of a TOML file"):
+        parse("-i", "cases", "--config")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("-i", "c", "--learning_rat", "1"),
+        ("-i", "c", "--patch", "1"),
+        ("-i", "c", "--learning_rate", "6"),
+    ],
+    ids=["missing", "unknown", "too few values", "refused by the dataclass"],
+)
+def test_a_wrong_command_line_ends_with_status_2_and_points_to_help(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == ""
+    assert "--help" in printed.err
+
+
+def test_a_good_command_line_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    parse("-i", "cases")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_shows_one_name_per_switch_and_the_text_below_the_field(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--amp", "--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "--no_amp" not in text
+    assert all(part in text for part in ("--amp", "--no_mirror", "Step length.", "--config FILE.toml"))
+
+
+def test_the_same_name_in_two_groups_is_refused_at_once() -> None:
+    @dataclass(frozen=True)
+    class Clash:
+        optimiser_options: Optimiser = field(default_factory=Optimiser)
+        warm_up: int = 1
+
+    with pytest.raises(ValueError, match="--warm_up occurs twice: in Optimiser and in Clash"):
+        options.flatten(Clash)
+
+
+def test_describe_is_flat_and_plain() -> None:
+    described = options.describe(Run(folder=Path("cases"), folds=(1, 2)))
+    assert described["learning_rate"] == 0.1
+    assert (described["folder"], described["folds"], described["patch"]) == ("cases", [1, 2], None)
+    assert "optimiser_options" not in described
+
+
+def test_importing_the_module_imports_neither_tyro_nor_torch() -> None:
+    code = "import sys, utils.options; print(sorted({'tyro', 'torch', 'nvidia'} & set(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_of_forty_flags_takes_less_than_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import make_dataclass
+
+    many = make_dataclass("Many", [(f"flag_{i}", int, field(default=i)) for i in range(40)], frozen=True)
+    start = time.perf_counter()
+    with pytest.raises(SystemExit):
+        options.parse(many, ["--help"], program="many", description="Many.")
+    assert time.perf_counter() - start < 1.0
+    assert "--flag_39" in capsys.readouterr().out

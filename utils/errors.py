@@ -16,13 +16,13 @@ class DatasetError(UserError):
     exit_status: ClassVar[int] = 3
 
 
-class EnvironmentFault(UserError):
+class EnvironmentFault(UserError):  # noqa: N818 - EnvironmentError is Python's
     """A device, driver or package is missing; ends with status 4."""
 
     exit_status: ClassVar[int] = 4
 
 
-class StorageFault(UserError):
+class StorageFault(UserError):  # noqa: N818 - like EnvironmentFault
     """A file could not be read or written; ends with status 5."""
 
     exit_status: ClassVar[int] = 5

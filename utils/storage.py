@@ -27,10 +27,11 @@ MAX_JSON_BYTES = 256 * 2**20  # a larger "JSON" is no description of a dataset
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` whole, or not at all.
 
-    Written beside the target, flushed to disk, then renamed: a reader or a killed process never sees half of it.
+    Written beside the target, flushed to disk, then renamed: nobody ever sees half of it, not even after a
+    crash.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
         raise StorageFault(f"{path.parent} cannot be written: {error.strerror}.") from error
@@ -76,7 +77,9 @@ def to_plain(value: Any) -> Any:
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set | frozenset):
+        return sorted(to_plain(item) for item in value)
+    if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return to_plain(value.tolist())
@@ -97,28 +100,34 @@ def _restore(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _restore_record(kind, data, where)
     if origin is tuple:
-        if not isinstance(data, list | tuple):
-            raise DatasetError(f"{where} should be a list, got {data!r}.")
-        kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-        if len(kinds) != len(data):
-            raise DatasetError(f"{where} should have {len(kinds)} entries, got {len(data)}.")
-        return tuple(
-            _restore(item, value, f"{where}[{i}]")
-            for i, (item, value) in enumerate(zip(kinds, data, strict=True))
-        )
+        return _restore_tuple(inner, data, where)
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
         return _restore(next(item for item in inner if item is not type(None)), data, where)
-    if kind is Path:
-        return Path(data)
-    if kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-        return float(data)
+    if kind in (int, float, str, bool, Path):
+        return _restore_scalar(kind, data, where)
+    return data
+
+
+def _restore_scalar(kind: Any, data: Any, where: str) -> Any:
+    """A plain value of exactly the type `kind`; a float was written as null where it was not finite."""
     if kind is float and data is None:
         return float("nan")
-    if kind in (int, str, bool) and type(data) is not kind:
+    accepted = {float: (int, float), Path: (str,)}.get(kind, (kind,))
+    if type(data) not in accepted:
         raise DatasetError(f"{where} should be of type {kind.__name__}, got {data!r}.")
-    return data
+    return kind(data)
+
+
+def _restore_tuple(inner: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list | tuple):
+        raise DatasetError(f"{where} should be a list, got {data!r}.")
+    kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
+    if len(kinds) != len(data):
+        raise DatasetError(f"{where} should have {len(kinds)} entries, got {len(data)}.")
+    pairs = zip(kinds, data, strict=True)
+    return tuple(_restore(kind, value, f"{where}[{i}]") for i, (kind, value) in enumerate(pairs))
 
 
 def _restore_record(kind: Any, data: Any, where: str) -> Any:
@@ -170,7 +179,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise StorageFault(f"{path} cannot be read: {error.strerror}.") from error
     except json.JSONDecodeError as error:
-        line = error.doc.splitlines()[error.lineno - 1][:80] if error.doc.strip() else ""
+        line = error.doc.split("\n")[error.lineno - 1][:80]
         raise DatasetError(
             f"{path} line {error.lineno} column {error.colno}: {error.msg}; the line is {line!r}."
         ) from error

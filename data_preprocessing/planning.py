@@ -1,0 +1,318 @@
+"""Plan of a configuration from a fingerprint: spacing, patch, stages, batch normalisers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
+from data_preprocessing.topology import MIN_EDGE, Topology, nnunet_topology, nvidia_topology
+from utils.contracts import Fingerprint, Plan, Shape, Spacing
+from utils.errors import DatasetError, UserError
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+ANISOTROPY_LIMIT = 3.0  # ratio of spacings above which the slice axis gets a finer target spacing
+FINE_PERCENTILE = 10  # of the slice spacings, for such a dataset
+FINEST_MARGIN_MM = 1e-5  # keeps the slice axis the coarsest when it is held at the spacing of the others
+INITIAL_EDGE_3D, INITIAL_EDGE_2D = 256, 2048  # voxels; edge of a cube or square of the initial patch's size
+LOWRES_SHARE = 0.25  # of the median case; a smaller full-resolution patch asks for a low resolution
+LOWRES_STEP = 1.03  # factor of the spacing per step
+LOWRES_MIN_GAIN = 2.0  # fewer voxels by less than this are not worth a configuration
+MASKED_SIZE = 0.75  # median relative size after the crop below which z-scores use the non-zero mask
+NORMALISERS = {"ct": "ct_window", "nonorm": "identity", "rescale_to_0_1": "unit_range", "rgb_to_0_1": "rgb"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerOptions:
+    """What the user may change about the plan."""
+
+    preset: Literal["nnunet", "nvidia"] = "nnunet"
+    """Rule of the stages and order of the preprocessing steps."""
+    gpu_memory_target_gb: float = 8.0
+    """Device memory [GB] that patch and batch size are planned for."""
+    overwrite_target_spacing: tuple[float, float, float] | None = None
+    """Voxel spacing [mm] as z y x to resample to, instead of the one of the rules."""
+    patch_size: tuple[int, int, int] | None = None
+    """Patch in voxels, slices first (1 H W in 2D), instead of the planned one."""
+    depth: int = 5
+    """Preset nvidia: number of poolings at most."""
+    min_fmap: int = 4
+    """Preset nvidia: no pooling leaves an edge below this many voxels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What a patch is fitted to, in planned axes; the median shape may hold halves, 1 slice makes it 2-D."""
+
+    spacing_mm: Spacing
+    median_shape: tuple[float, float, float]
+    dataset_voxels: float
+    num_labels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Patch, stages and batch size that fit the device, and the grid they were made for."""
+
+    grid: Grid
+    topology: Topology
+    batch_size: int
+
+
+def plan_experiment(
+    fingerprint: Fingerprint,
+    *,
+    configuration: str,
+    options: PlannerOptions,
+    regions: tuple[tuple[int, ...], ...] = (),
+    ignore_label: int | None = None,
+) -> Plan:
+    """The plan of `configuration`: 2d, 3d_fullres, or 3d_lowres where the median case is large enough.
+
+    The 2-d configuration never resamples the slice axis: the first number of its spacing is the target slice
+    spacing, kept for information. `num_labels` does not count the ignore label, which has the highest value.
+    """
+    _check_options(options, configuration)
+    target = options.overwrite_target_spacing or target_spacing(fingerprint)
+    axis_order = coarsest_first(target)
+    full = _full_grid(fingerprint, target, axis_order)
+    fit, batch_dice = _fit_configuration(full, configuration, options)
+    normalisers = tuple(normaliser_for(name) for name in fingerprint.channel_names)
+    return Plan(
+        dataset=fingerprint.dataset,
+        configuration=configuration,
+        axis_order=axis_order,
+        median_shape=_rounded(fit.grid.median_shape if configuration != "2d" else full.median_shape),
+        spacing_mm=fit.grid.spacing_mm,
+        patch=fit.topology.patch,
+        batch_size=fit.batch_size,
+        stages=fit.topology.stages,
+        normalisers=normalisers,
+        uses_mask=_masked(normalisers, fingerprint.relative_sizes),
+        intensity=fingerprint.intensity,
+        channel_names=fingerprint.channel_names,
+        label_names=fingerprint.label_names,
+        class_names=fingerprint.class_names,
+        num_channels=len(fingerprint.channel_names),
+        num_labels=len(fingerprint.label_names) if ignore_label is None else ignore_label,
+        num_classes=len(fingerprint.class_names),
+        preset=options.preset,
+        regions=regions,
+        ignore_label=ignore_label,
+        batch_dice=batch_dice,
+    )
+
+
+def target_spacing(fingerprint: Fingerprint) -> Spacing:
+    """Median spacing per axis (z, y, x) in mm; finer along a slice axis that is coarse and has few voxels.
+
+    The exception (Isensee et al. 2021): the coarsest axis is more than 3 times coarser than the others and
+    its voxels, times 3, are fewer than theirs. It then gets the 10th percentile, but stays coarser than the
+    others.
+    """
+    spacings = np.asarray(fingerprint.spacings_mm, dtype=np.float64)
+    target = np.percentile(spacings, 50, axis=0)
+    size = np.percentile(np.asarray(fingerprint.shapes), 50, axis=0)
+    worst = int(np.argmax(target))
+    coarsest_other = float(np.delete(target, worst).max())
+    is_coarse = target[worst] > ANISOTROPY_LIMIT * coarsest_other
+    if is_coarse and size[worst] * ANISOTROPY_LIMIT < np.delete(size, worst).min():
+        fine = float(np.percentile(spacings[:, worst], FINE_PERCENTILE))
+        target[worst] = fine if fine >= coarsest_other else coarsest_other + FINEST_MARGIN_MM
+    z, y, x = (float(value) for value in target)
+    return z, y, x
+
+
+def coarsest_first(spacing_mm: Spacing) -> Shape:
+    """Permutation of (z, y, x) that puts the axis of the largest spacing first; the first one wins a tie."""
+    worst = max(range(3), key=lambda axis: spacing_mm[axis])
+    second, third = (axis for axis in range(3) if axis != worst)
+    return worst, second, third
+
+
+def normaliser_for(channel_name: str) -> str:
+    """The normaliser that a channel's name asks for, in any case of letters; z_score for every other name."""
+    return NORMALISERS.get(channel_name.casefold(), "z_score")
+
+
+def _masked(normalisers: Sequence[str], relative_sizes: Sequence[float]) -> tuple[bool, ...]:
+    is_sparse = float(np.median(relative_sizes)) < MASKED_SIZE
+    return tuple(is_sparse and name == "z_score" for name in normalisers)
+
+
+def _check_options(options: PlannerOptions, configuration: str) -> None:
+    if configuration not in CONFIGURATIONS:
+        raise UserError(
+            f"No configuration is called {configuration!r}. Choose one of {list(CONFIGURATIONS)}."
+        )
+    if options.gpu_memory_target_gb <= 0:
+        raise UserError(f"gpu_memory_target_gb is {options.gpu_memory_target_gb}; it must be above 0.")
+    if options.overwrite_target_spacing and min(options.overwrite_target_spacing) <= 0:
+        raise UserError(
+            f"overwrite_target_spacing is {options.overwrite_target_spacing}; "
+            "give three spacings above 0 mm, z y x."
+        )
+    if options.depth < 1 or options.min_fmap < 1:
+        raise UserError(f"depth is {options.depth} and min_fmap {options.min_fmap}; both must be at least 1.")
+    if options.patch_size and min(options.patch_size) < 1:
+        raise UserError(f"patch_size is {options.patch_size}; every edge must be at least 1 voxel.")
+    if options.patch_size and (options.patch_size[0] == 1) != (configuration == "2d"):
+        raise UserError(
+            f"patch_size is {options.patch_size}, which does not fit configuration {configuration}: "
+            "a 2-D patch is 1 H W, a 3-D patch has more than one slice."
+        )
+
+
+def _full_grid(fingerprint: Fingerprint, target: Spacing, axis_order: Shape) -> Grid:
+    """The median case at `target` (z, y, x), in planned axes."""
+    spacings = np.asarray(fingerprint.spacings_mm, dtype=np.float64)
+    resampled = np.rint(spacings / np.asarray(target) * np.asarray(fingerprint.shapes))
+    median = np.median(resampled, axis=0)[list(axis_order)]
+    depth, height, width = (max(float(edge), 1.0) for edge in median)
+    return Grid(
+        spacing_mm=(target[axis_order[0]], target[axis_order[1]], target[axis_order[2]]),
+        median_shape=(depth, height, width),
+        dataset_voxels=float(np.prod(median)) * len(fingerprint.case_ids),
+        num_labels=len(fingerprint.label_names),
+    )
+
+
+def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) -> tuple[Fit, bool]:
+    """The fit of `configuration`, and whether its Dice is pooled over the batch."""
+    _, height, width = full.median_shape
+    if configuration == "2d":
+        # The batch may cover 5 % of all voxels of the dataset, not of one slice per case.
+        return fit_patch(replace(full, median_shape=(1.0, height, width)), options), True
+    if full.median_shape[0] == 1:
+        raise DatasetError(
+            "The median case is one slice deep, so there is no 3-D configuration. "
+            "Use the 2d configuration (--dim 2)."
+        )
+    fullres = fit_patch(full, options)
+    lowres = low_resolution(fullres, options)
+    if configuration == "3d_fullres":
+        return fullres, lowres is not None
+    if lowres is None:
+        raise DatasetError(
+            f"The patch {fullres.topology.patch} covers enough of the median case "
+            f"{_rounded(full.median_shape)}, so a low resolution would gain nothing. "
+            "Use the 3d_fullres configuration."
+        )
+    return lowres, False
+
+
+def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:
+    """The largest patch of the grid's proportions whose smallest batch fits the device, with its stages."""
+    if options.patch_size is not None:
+        topology = _given_patch(options.patch_size, grid, options)
+    else:
+        topology = _shrink_to_memory(nnunet_topology(initial_patch(grid), grid.spacing_mm), grid, options)
+        if options.preset == "nvidia":
+            topology = _nvidia(topology.patch, grid, options)
+    if len(topology.stages) == 1:
+        raise DatasetError(
+            f"The patch {topology.patch} is too small to be halved even once, and a U-Net needs two stages. "
+            "Choose a finer overwrite_target_spacing."
+        )
+    batch_size = fitting_batch_size(
+        topology.patch,
+        count_elements(topology.patch, topology.stages, grid.num_labels),
+        memory_gb=options.gpu_memory_target_gb,
+        dataset_voxels=grid.dataset_voxels,
+    )
+    return Fit(grid=grid, topology=topology, batch_size=batch_size)
+
+
+def initial_patch(grid: Grid) -> tuple[float, float, float]:
+    """A patch isotropic in mm of 256^3 voxels (2-D: 2048^2), nowhere larger than the median case."""
+    axes = (1, 2) if grid.median_shape[0] == 1 else (0, 1, 2)
+    edge = INITIAL_EDGE_2D if len(axes) == 2 else INITIAL_EDGE_3D
+    scale = edge * prod(grid.spacing_mm[axis] for axis in axes) ** (1 / len(axes))
+    depth, height, width = (
+        min(float(round(scale / grid.spacing_mm[axis])), grid.median_shape[axis]) if axis in axes else 1.0
+        for axis in range(3)
+    )
+    return depth, height, width
+
+
+def low_resolution(full: Fit, options: PlannerOptions) -> Fit | None:
+    """The fit at the coarser spacing at which a patch covers a quarter of the median case.
+
+    None where the full-resolution patch covers a quarter already, or where less than half the voxels are
+    saved.
+    """
+    fine_mm = np.asarray(full.grid.spacing_mm)
+    shape = np.asarray(full.grid.median_shape)
+    spacing_mm, voxels, fit = fine_mm.copy(), float(np.prod(shape)), full
+    num_cases = full.grid.dataset_voxels / voxels
+    while prod(fit.topology.patch) / voxels < LOWRES_SHARE:
+        # First the fine axes catch up to a factor of 2 of the coarsest, then all grow together.
+        behind = spacing_mm.max() / spacing_mm > 2
+        spacing_mm[behind if behind.any() else slice(None)] *= LOWRES_STEP
+        coarse_shape = fine_mm / spacing_mm * shape
+        voxels = float(np.prod(coarse_shape))
+        depth, height, width = (max(float(round(edge)), 1.0) for edge in coarse_shape)
+        z, y, x = (float(value) for value in spacing_mm)
+        grid = replace(
+            full.grid,
+            spacing_mm=(z, y, x),
+            median_shape=(depth, height, width),
+            dataset_voxels=voxels * num_cases,
+        )
+        fit = fit_patch(grid, options)
+    is_worth_it = fit is not full and np.prod(shape) / voxels >= LOWRES_MIN_GAIN
+    return fit if is_worth_it else None
+
+
+def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -> Topology:
+    """Shorten the axis that covers most of the median case, by one divisor, until a batch of 2 fits."""
+    while exceeds_memory(
+        topology.patch,
+        count_elements(topology.patch, topology.stages, grid.num_labels),
+        options.gpu_memory_target_gb,
+    ):
+        patch = topology.patch
+        # The last axis wins a tie, as in nnU-Net; a flat patch has no first axis to shorten.
+        axes = (1, 2) if patch[0] == 1 else (0, 1, 2)
+        axis = max(axes, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
+        step = topology.divisor[axis]
+        # The divisor may change with the shorter patch; the step is the one that the shorter patch needs.
+        if patch[axis] > step:
+            step = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm).divisor[axis]
+        if patch[axis] - step < MIN_EDGE:
+            raise UserError(
+                f"No patch fits gpu_memory_target_gb {options.gpu_memory_target_gb}: {patch} voxels are too "
+                "many, and a shorter patch has nothing left to pool. Raise gpu_memory_target_gb."
+            )
+        topology = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm)
+    return topology
+
+
+def _given_patch(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
+    """The stages of the user's patch, which must be one that they can halve."""
+    is_nvidia = options.preset == "nvidia"
+    topology = _nvidia(patch, grid, options) if is_nvidia else nnunet_topology(patch, grid.spacing_mm)
+    if topology.patch != patch:
+        raise UserError(
+            f"patch_size is {patch}, but the network halves it to whole voxels only if it is a multiple of "
+            f"{topology.divisor}. The next larger one is {topology.patch}."
+        )
+    return topology
+
+
+def _nvidia(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
+    return nvidia_topology(patch, grid.spacing_mm, depth=options.depth, min_fmap=options.min_fmap)
+
+
+def _shortened(patch: Shape, axis: int, step: int) -> Shape:
+    depth, height, width = (edge - step if index == axis else edge for index, edge in enumerate(patch))
+    return depth, height, width
+
+
+def _rounded(shape: Sequence[float]) -> Shape:
+    depth, height, width = (round(edge) for edge in shape)
+    return depth, height, width

@@ -1,0 +1,177 @@
+"""The manifest of a preprocessed folder: from which files and by which rules each case was made.
+
+It is written before the cases are prepared, after the records of outdated cases were deleted. So at any
+moment, even after a power cut, a case is up to date exactly if the manifest lists its inputs and its record
+exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preprocessing.normalisers import NORMALISERS
+from utils.contracts import Plan, RawCase
+from utils.errors import DatasetError
+from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
+from utils.storage import file_hash, read_record, to_plain, write_json
+
+FORMAT_VERSION = 1  # raised whenever the same input and plan give other arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """One raw file as it was when it was read."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseInputs:
+    """Everything that one prepared case was made from, but for the plan."""
+
+    case_id: str
+    patient_id: str
+    class_target: int | None
+    files: tuple[InputFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Inputs and rules of a folder."""
+
+    version: int
+    mode: str
+    dtype: str
+    rules: str  # hash of what the plan says about the arrays
+    cases: tuple[CaseInputs, ...]
+
+
+def describe_inputs(case: RawCase) -> CaseInputs:
+    """Size, time and SHA-256 of the files of a case; reads them."""
+    paths = (*case.images, *((case.label,) if case.label else ()))
+    files = []
+    for path in paths:
+        status = path.stat()
+        files.append(
+            InputFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=file_hash(path))
+        )
+    return CaseInputs(
+        case_id=case.case_id,
+        patient_id=case.patient_id,
+        class_target=case.class_target,
+        files=tuple(files),
+    )
+
+
+def is_current(inputs: CaseInputs, case: RawCase) -> bool:
+    """Whether `case` is still what `inputs` describes; contents are read only where size or time differ."""
+    paths = (*case.images, *((case.label,) if case.label else ()))
+    if (inputs.patient_id, inputs.class_target) != (case.patient_id, case.class_target):
+        return False
+    if len(paths) != len(inputs.files) or any(p != f.path for p, f in zip(paths, inputs.files, strict=True)):
+        return False
+    return all(_is_same_file(file) for file in inputs.files)
+
+
+def _is_same_file(file: InputFile) -> bool:
+    try:
+        status = file.path.stat()
+    except OSError:
+        return False
+    if status.st_size != file.size:
+        return False
+    return status.st_mtime_ns == file.mtime_ns or file_hash(file.path) == file.sha256
+
+
+def refuse_changed(inputs: CaseInputs) -> None:
+    """Raise a DatasetError if a file changed between the check of a case and its use."""
+    for file in inputs.files:
+        status = file.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise DatasetError(
+                f"Case {inputs.case_id}: {file.path} changed while the dataset was being prepared. "
+                "Let nothing write to the dataset and start again."
+            )
+
+
+def rules_hash(plan: Plan, *, mode: str) -> str:
+    """Hash of the parts of `plan` that decide the arrays of a case.
+
+    Dataset statistics count only for the normalisers that use them, the patch only where volumes are padded to
+    it: a new MR case then leaves the others valid.
+    """
+    statistics = [
+        stats if NORMALISERS[name].uses_dataset_statistics else None
+        for name, stats in zip(plan.normalisers, plan.intensity, strict=True)
+    ]
+    decisive = {
+        "axis_order": plan.axis_order,
+        "spacing_mm": plan.spacing_mm,
+        "normalisers": plan.normalisers,
+        "uses_mask": plan.uses_mask,
+        "statistics": statistics,
+        "preset": plan.preset,
+        "foreground_channel": plan.foreground_channel,
+        "ignore_label": plan.ignore_label,
+        "patch": plan.patch if mode == "training" else plan.patch[0] == 1,
+    }
+    return hashlib.sha256(json.dumps(to_plain(decisive), sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of `folder`; None if there is none, or one of an older program."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = read_record(Manifest, path)
+    except DatasetError:
+        return None
+    return manifest if manifest.version == FORMAT_VERSION else None
+
+
+def current_inputs(manifest: Manifest | None, cases: Sequence[RawCase]) -> dict[str, CaseInputs]:
+    """By case id, the inputs of the manifest that still describe the files on disk."""
+    if manifest is None:
+        return {}
+    known = {inputs.case_id: inputs for inputs in manifest.cases}
+    return {
+        case.case_id: known[case.case_id]
+        for case in cases
+        if case.case_id in known and is_current(known[case.case_id], case)
+    }
+
+
+def outdated_cases(folder: Path, before: Manifest | None, after: Manifest) -> tuple[str, ...]:
+    """Cases of `after` that `folder` does not hold in that form: new, changed, or half written."""
+    complete = set(complete_case_ids(folder))
+    if before is None or (before.mode, before.dtype, before.rules) != (after.mode, after.dtype, after.rules):
+        complete = set()
+    known = {inputs.case_id: _identity(inputs) for inputs in before.cases} if before else {}
+    return tuple(
+        inputs.case_id
+        for inputs in after.cases
+        if inputs.case_id not in complete or known.get(inputs.case_id) != _identity(inputs)
+    )
+
+
+def _identity(inputs: CaseInputs) -> tuple:
+    """What must be equal for the arrays to be equal; a file that was only touched has the same content."""
+    return inputs.patient_id, inputs.class_target, tuple((f.path, f.sha256) for f in inputs.files)
+
+
+def start_manifest(folder: Path, after: Manifest, outdated: Iterable[str]) -> None:
+    """Delete outdated and vanished cases and the traces of a killed run, then write the new manifest."""
+    wanted = {inputs.case_id for inputs in after.cases}
+    for case_id in {*outdated, *(set(complete_case_ids(folder)) - wanted)}:
+        remove_case(folder, case_id)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    write_json(folder / MANIFEST, after)

@@ -1,0 +1,282 @@
+"""Case-level facts beside the images: the class of each case, and the patient it belongs to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from data_preprocessing.case_files import DatasetFolder, resolve_path
+from data_preprocessing.dataset_json import check_spelling
+from data_preprocessing.faults import DATASET_WIDE, make_fault
+from utils.contracts import RawCase
+from utils.errors import Fault
+
+DEFAULT_TABLE = "classes.csv"
+CLASS_KEYS = ("name", "classes", "source", "case_column", "class_column", "missing", "pattern")
+GROUP_KEYS = ("source", "case_column", "group_column")
+MISSING_TEXTS = {"", "nan", "na", "n/a", "none", "null", "?"}
+MISSING_RULES = ("error", "mask")
+MAX_TABLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One entry of a table, and where it stands, for messages."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScheme:
+    """The classes of a dataset and what is known of each case; no names: no case-level class."""
+
+    title: str = "class"
+    names: tuple[str, ...] = ()
+    cells: tuple[tuple[str, Cell], ...] = ()  # case id, entry
+    missing: str = "error"
+
+
+def read_column(file: Path, case_column: str, value_column: str, faults: list[Fault]) -> dict[str, Cell]:
+    """Case id -> entry of one column of a CSV file.
+
+    Commas, semicolons and tabs separate; a byte order mark and spaces around entries are dropped. A missing
+    column and a case with two rows are faults that name the line.
+    """
+    try:
+        if file.stat().st_size > MAX_TABLE_BYTES:
+            raise ValueError(f"it has more than {MAX_TABLE_BYTES} bytes")
+        text = file.read_bytes().decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        what = f"the table cannot be read: {error}."
+        faults.append(make_fault("E121", file, what, "store it as UTF-8 text, separated by commas."))
+        return {}
+    header = [name.strip() for name in rows[0]] if rows else []
+    for column in (case_column, value_column):
+        if header.count(column) != 1:
+            near = get_close_matches(column, header, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near and near[0] != column else ""
+            what = f"line 1 should name the column {column!r} once, it has {header}.{hint}"
+            faults.append(make_fault("E121", file, what, "correct the header, or the name in dataset.json."))
+            return {}
+    return _entries(file, rows, (header.index(case_column), header.index(value_column)), faults)
+
+
+def _delimiter(text: str) -> str:
+    first = text.partition("\n")[0]
+    return max(",;\t", key=first.count)
+
+
+def _entries(
+    file: Path, rows: list[list[str]], columns: tuple[int, int], faults: list[Fault]
+) -> dict[str, Cell]:
+    entries: dict[str, Cell] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(text.strip() for text in row):
+            continue
+        if len(row) <= max(columns):
+            what = f"line {line} has {len(row)} entries, the header has {len(rows[0])}."
+            faults.append(make_fault("E121", file, what, "complete the line."))
+            continue
+        case_id, text = (row[column].strip() for column in columns)
+        if case_id in entries:
+            what = f"line {line} repeats the case, which is already in {entries[case_id].where}."
+            faults.append(make_fault("E122", file, what, "keep one row for each case.", case_id))
+            continue
+        entries[case_id] = Cell(text=text, where=f"{file.name} line {line}")
+    return entries
+
+
+def read_classes(
+    folder: DatasetFolder, data: dict[str, Any], cases: Sequence[RawCase], faults: list[Fault]
+) -> ClassScheme:
+    """The classes: by the block `classification`, else classes.csv, else class folders, else none."""
+    file = folder.root / "dataset.json"
+    block = data.get("classification")
+    if block is None:
+        names = data.get("classes") if _is_names(data.get("classes")) else None
+        return _classes_without_block(folder, names or [], cases, faults)
+    if not isinstance(block, dict) or not _is_block_sound(block, file, faults):
+        if not isinstance(block, dict):
+            what = f"classification is a {type(block).__name__}."
+            faults.append(make_fault("E125", file, what, 'write "classification": {"classes": [...], ...}.'))
+        return ClassScheme()
+    if "pattern" in block:
+        cells = _cells_by_pattern(block["pattern"], cases)
+    elif "source" in block:
+        cells = _cells_by_table(folder, block, faults)
+    else:
+        inner = _classes_without_block(folder, [], cases, faults)
+        cells = dict(inner.cells)
+    return ClassScheme(
+        title=block.get("name", "class"),
+        names=_class_names(block.get("classes", []), cells),
+        cells=tuple(cells.items()),
+        missing=block.get("missing", "error"),
+    )
+
+
+def _is_names(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(name, str) and name.strip() for name in value)
+
+
+def _is_block_sound(block: dict[str, Any], file: Path, faults: list[Fault]) -> bool:
+    """Types and values of the block `classification`; misspelt keys are named."""
+    num_before = len(faults)
+    check_spelling(block, CLASS_KEYS, file, faults)
+
+    def complain(what: str, fix: str) -> None:
+        faults.append(make_fault("E125", file, f"classification: {what}", fix))
+
+    for key in ("name", "source", "case_column", "class_column", "pattern"):
+        if key in block and not isinstance(block[key], str):
+            complain(f"{key} should be text, got {block[key]!r}.", "put it in quotes.")
+    names = block.get("classes", ["any"])
+    if not _is_names(names) or len(set(names)) != len(names):
+        complain(f"classes should list different names, got {names!r:.80}.", 'write "classes": ["a", "b"].')
+    if block.get("missing", "error") not in MISSING_RULES:
+        complain(f"missing is {block['missing']!r}.", f"choose one of {MISSING_RULES}.")
+    if isinstance(pattern := block.get("pattern", "()"), str):
+        try:
+            if re.compile(pattern).groups != 1:
+                complain(
+                    f"the pattern {pattern!r} needs exactly one group (...).", "enclose the class in it."
+                )
+        except re.error as error:
+            complain(f"the pattern {pattern!r} is not valid: {error}.", "correct the regular expression.")
+    return len(faults) == num_before
+
+
+def _classes_without_block(
+    folder: DatasetFolder, names: list[str], cases: Sequence[RawCase], faults: list[Fault]
+) -> ClassScheme:
+    if (folder.root / DEFAULT_TABLE).is_file():
+        cells = _cells_by_table(folder, {"source": DEFAULT_TABLE}, faults)
+    else:
+        cells = _cells_by_folder(cases)
+    return ClassScheme(names=_class_names(names, cells), cells=tuple(cells.items()))
+
+
+def _cells_by_table(folder: DatasetFolder, block: dict[str, Any], faults: list[Fault]) -> dict[str, Cell]:
+    path = resolve_path(folder, block["source"], DATASET_WIDE, faults)
+    if path is None:
+        return {}
+    return read_column(path, block.get("case_column", "case"), block.get("class_column", "class"), faults)
+
+
+def _cells_by_pattern(pattern: str, cases: Sequence[RawCase]) -> dict[str, Cell]:
+    matches = {case.case_id: re.search(pattern, case.case_id) for case in cases}
+    return {
+        case_id: Cell(text=match[1] or "", where=f"the case id by the pattern {pattern!r}")
+        for case_id, match in matches.items()
+        if match
+    }
+
+
+def _cells_by_folder(cases: Sequence[RawCase]) -> dict[str, Cell]:
+    """imagesTr/benign/case_0000.nii.gz is a benign case; empty unless every training case lies so."""
+    folders = {case.case_id: case.images[0].parent for case in cases if case.images[0].parent.parent.name}
+    in_class_folder = {
+        case_id: Cell(text=folder.name, where=f"the folder {folder.name}")
+        for case_id, folder in folders.items()
+        if folder.parent.name == "imagesTr"
+    }
+    return in_class_folder if len(in_class_folder) == len(cases) else {}
+
+
+def _class_names(names: Sequence[str], cells: dict[str, Cell]) -> tuple[str, ...]:
+    found = {cell.text for cell in cells.values() if cell.text.lower() not in MISSING_TEXTS}
+    return tuple(name.strip() for name in names) or tuple(sorted(found))
+
+
+def with_classes(
+    cases: Sequence[RawCase], scheme: ClassScheme, file: Path, faults: list[Fault]
+) -> tuple[RawCase, ...]:
+    """The training cases with their class; a class that is missing or unknown is a fault (or masked)."""
+    cells = dict(scheme.cells)
+    return tuple(
+        replace(case, class_target=_target(case, cells.get(case.case_id), scheme, file, faults))
+        for case in cases
+    )
+
+
+def _target(
+    case: RawCase, cell: Cell | None, scheme: ClassScheme, file: Path, faults: list[Fault]
+) -> int | None:
+    if not scheme.names:
+        return None
+    if cell is not None and cell.text in scheme.names:
+        return scheme.names.index(cell.text)
+    if cell is None or cell.text.lower() in MISSING_TEXTS:
+        if scheme.missing == "error":
+            what = "the case has no class."
+            if cell is not None:
+                what = f"{cell.where} holds {cell.text!r}, which is no class."
+            fix = 'add its class, or set "missing": "mask" in the block classification.'
+            faults.append(make_fault("E124", file, what, fix, case.case_id))
+        return None
+    near = get_close_matches(cell.text, scheme.names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    what = f"{cell.where} holds the class {cell.text!r}, which is not one of {list(scheme.names)}.{hint}"
+    faults.append(
+        make_fault("E123", file, what, "correct the entry, or add the class to the list.", case.case_id)
+    )
+    return None
+
+
+def known_classes(cases: Sequence[RawCase], scheme: ClassScheme) -> tuple[RawCase, ...]:
+    """The test cases with their class where one is known; nothing is asked of them."""
+    cells = dict(scheme.cells)
+    texts = [cells[case.case_id].text if case.case_id in cells else None for case in cases]
+    return tuple(
+        replace(case, class_target=scheme.names.index(text) if text in scheme.names else None)
+        for case, text in zip(cases, texts, strict=True)
+    )
+
+
+def read_patients(folder: DatasetFolder, data: dict[str, Any], faults: list[Fault]) -> dict[str, Cell] | None:
+    """Case id -> patient, by the block `grouping`; None without one (then each case is its own patient)."""
+    block = data.get("grouping")
+    if block is None:
+        return None
+    file = folder.root / "dataset.json"
+    if not isinstance(block, dict) or not all(isinstance(block.get(key), str) for key in GROUP_KEYS):
+        what = f"grouping should have the texts {list(GROUP_KEYS)}, got {block!r:.80}."
+        faults.append(make_fault("E125", file, what, "complete the block, or remove it."))
+        if isinstance(block, dict):
+            check_spelling(block, GROUP_KEYS, file, faults)
+        return None
+    path = resolve_path(folder, block["source"], DATASET_WIDE, faults)
+    if path is None:
+        return None
+    return read_column(path, block["case_column"], block["group_column"], faults)
+
+
+def with_patients(
+    cases: Sequence[RawCase], patients: dict[str, Cell] | None, file: Path, faults: list[Fault]
+) -> tuple[RawCase, ...]:
+    """The cases with their patient; a case that the table lacks could leak between folds, a fault."""
+    if patients is None:
+        return tuple(cases)
+    grouped = []
+    for case in cases:
+        cell = patients.get(case.case_id)
+        if cell is None or cell.text.lower() in MISSING_TEXTS:
+            what = (
+                "the case has no patient."
+                if cell is None
+                else f"{cell.where} holds {cell.text!r}, no patient."
+            )
+            faults.append(make_fault("E124", file, what, "complete the group table.", case.case_id))
+        else:
+            case = replace(case, patient_id=cell.text)
+        grouped.append(case)
+    return tuple(grouped)

@@ -1,0 +1,46 @@
+"""The contract of an augmentation: draw plain numbers first, apply them in the DALI graph later."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from utils.contracts import Shape
+
+if TYPE_CHECKING:
+    from nvidia.dali.data_node import DataNode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawContext:
+    """What a draw may depend on."""
+
+    patch: Shape
+    num_channels: int
+
+
+@dataclass(frozen=True)
+class Augmentation(ABC):
+    """One random change of a patch.
+
+    `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing is to be done;
+    `apply` runs inside the graph, where an `if` on a drawn value skips the operator for that sample alone.
+    A part that moves voxels overrides `source_shape`, so that the reader fetches what it needs and no more.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
+        """The parameters of one sample, float32 (n,), n the same for every sample."""
+
+    @abstractmethod
+    def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
+        """The changed image (C, D, H, W) and label (1, D, H, W) as graph nodes."""
+
+    def source_shape(self, drawn: np.ndarray, patch: Shape) -> Shape:  # noqa: ARG002
+        """The block around the patch that these parameters need to read."""
+        return patch

@@ -1,0 +1,125 @@
+"""Which window of which case: drawn from (seed, global sample index) alone, before a voxel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_loading.catalogue import Entry, ForegroundTable
+from utils.contracts import Shape
+from utils.seeding import seed_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A block of one case's volume; `start` may be negative and the block may hang over the border."""
+
+    entry: int
+    start: Shape
+    shape: Shape
+    weight: float  # 0 for a padded copy at the end of a pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRule:
+    """How windows are drawn.
+
+    With `steps_per_epoch` > 0 cases are drawn uniformly with replacement (Isensee et al. 2021); with 0 each
+    epoch passes once over a shuffled list, filled up with copies of weight 0 so that every rank steps equally.
+    The last samples of a batch are centred on foreground: sample i where i >= round(batch * (1 - share)).
+    """
+
+    patch: Shape
+    batch_size: int
+    world_size: int
+    steps_per_epoch: int
+    foreground_share: float
+    seed: int
+
+
+def steps_in_epoch(rule: SamplingRule, num_cases: int) -> int:
+    """Training steps of one epoch, equal on every rank."""
+    return rule.steps_per_epoch or -(-num_cases // (rule.batch_size * rule.world_size))
+
+
+def generator_for(seed: int, index: int) -> np.random.Generator:
+    """The random stream of one sample: counter-based, so sample n needs no history (Salmon et al. 2011)."""
+    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
+
+
+def choose_case(
+    rule: SamplingRule, num_cases: int, index: int, random: np.random.Generator
+) -> tuple[int, float]:
+    """Position of the case that global sample `index` shows, and its weight."""
+    if rule.steps_per_epoch:
+        return int(random.integers(num_cases)), 1.0
+    per_epoch = steps_in_epoch(rule, num_cases) * rule.batch_size * rule.world_size
+    epoch, place = divmod(index, per_epoch)
+    order = np.random.default_rng(seed_for(rule.seed, "order", epoch)).permutation(num_cases)
+    return int(order[place % num_cases]), float(place < num_cases)
+
+
+def draw_window(
+    entries: Sequence[Entry], rule: SamplingRule, index: int, random: np.random.Generator
+) -> Window:
+    """The window of global sample `index`."""
+    entry, weight = choose_case(rule, len(entries), index, random)
+    shape, table = entries[entry].shape, entries[entry].foreground
+    place = index % rule.batch_size
+    forced = place >= round(rule.batch_size * (1 - rule.foreground_share))
+    if forced and table.labels:
+        start = foreground_start(table, shape, rule.patch, random)
+    else:
+        start = uniform_start(shape, rule.patch, random)
+    return Window(entry=entry, start=start, shape=rule.patch, weight=weight)
+
+
+def foreground_start(
+    table: ForegroundTable, shape: Shape, patch: Shape, random: np.random.Generator
+) -> Shape:
+    """Corner of a window centred on a random voxel of a random label among those present.
+
+    Clamped at both borders, so that a window hangs over only where the volume is smaller than the patch.
+    """
+    which = int(random.integers(len(table.labels)))
+    centre = table.positions[int(random.integers(table.starts[which], table.stops[which]))]
+    return _triple(
+        [
+            min(max(int(c) - p // 2, 0), s - p) if s > p else -((p - s) // 2)
+            for c, s, p in zip(centre, shape, patch, strict=True)
+        ]
+    )
+
+
+def uniform_start(shape: Shape, patch: Shape, random: np.random.Generator) -> Shape:
+    """Corner of a window anywhere inside the volume; centred along an axis that is shorter than the patch."""
+    return _triple(
+        [
+            int(random.integers(s - p + 1)) if s > p else -((p - s) // 2)
+            for s, p in zip(shape, patch, strict=True)
+        ]
+    )
+
+
+def _triple(values: list[int]) -> Shape:
+    depth, height, width = values
+    return depth, height, width
+
+
+def cut_window(volume: np.ndarray, window: Window, *, fill: float) -> np.ndarray:
+    """The (C, *window.shape) block of a (C, D, H, W) volume, `fill` outside; only its voxels are read."""
+    lower = [max(start, 0) for start in window.start]
+    upper = [
+        min(start + size, limit)
+        for start, size, limit in zip(window.start, window.shape, volume.shape[1:], strict=True)
+    ]
+    inside = volume[:, lower[0] : upper[0], lower[1] : upper[1], lower[2] : upper[2]]
+    if inside.shape[1:] == window.shape:
+        return np.ascontiguousarray(inside)
+    block = np.full((volume.shape[0], *window.shape), fill, dtype=volume.dtype)
+    offset = [low - start for low, start in zip(lower, window.start, strict=True)]
+    d, h, w = (slice(o, o + size) for o, size in zip(offset, inside.shape[1:], strict=True))
+    block[:, d, h, w] = inside
+    return block

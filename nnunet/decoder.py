@@ -1,0 +1,50 @@
+"""Features -> label logits at every supervised resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from nnunet.blocks import BlockStyle, plain_stage, pointwise, upsampling
+from utils.contracts import Stage
+
+
+@final
+class Decoder(nn.Module):
+    """The ascending arm: transposed convolution, concatenation with the skip, two convolutions per stage.
+
+    `num_outputs` segmentation heads sit on the finest stages. In evaluation only the finest is computed.
+    """
+
+    def __init__(self, stages: Sequence[Stage], num_labels: int, num_outputs: int, style: BlockStyle) -> None:
+        super().__init__()
+        ascending = range(len(stages) - 2, -1, -1)
+        self.upsamplings = nn.ModuleList(
+            upsampling(stages[level + 1].channels, stages[level].channels, stages[level + 1].stride, style)
+            for level in ascending
+        )
+        self.stages = nn.ModuleList(
+            plain_stage(
+                2 * stages[level].channels, replace(stages[level], stride=(1, 1, 1), num_blocks=2), style
+            )
+            for level in ascending
+        )
+        self.heads = nn.ModuleList(
+            pointwise(stages[level].channels, num_labels, style) for level in range(num_outputs)
+        )
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Label logits, finest first."""
+        maps = features[-1]
+        supervised: list[Tensor] = []
+        wanted = len(self.heads) if self.training else 1
+        for step, (upsample, stage) in enumerate(zip(self.upsamplings, self.stages, strict=True)):
+            level = len(features) - 2 - step
+            maps = stage(torch.cat([upsample(maps), features[level]], dim=1))
+            if level < wanted:
+                supervised.append(self.heads[level](maps))
+        return tuple(reversed(supervised))

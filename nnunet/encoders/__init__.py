@@ -1,0 +1,7 @@
+"""The family of encoders."""
+
+from nnunet.encoders.base import Encoder
+from nnunet.encoders.plain import Plain
+from utils.registry import Registry
+
+ENCODERS: Registry[Encoder] = Registry("encoder", Plain)

@@ -1,0 +1,27 @@
+"""The contract of an encoder: an image in, one feature map per stage out, finest first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from nnunet.blocks import BlockStyle
+from utils.contracts import Stage
+
+
+@dataclass(frozen=True)
+class Encoder(ABC):
+    """Options of one kind of encoder; `build` makes the module.
+
+    The module maps (B, C, *spatial) to a tuple with one map per stage, channels as planned, finest first.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(self, num_channels: int, stages: Sequence[Stage], style: BlockStyle) -> nn.Module:
+        """The encoder for `stages`; every parameter exists when it returns."""

@@ -1,0 +1,33 @@
+"""One prepared volume -> its Prediction, on any device, through any network function."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nnunet.inference.sliding_window import Network, WindowRule, predict_volume
+from utils.contracts import Prediction
+from utils.errors import DatasetError
+
+
+def predict_case(
+    network: Network, image: np.ndarray, rule: WindowRule, *, case_id: str, device: torch.device, amp: bool
+) -> Prediction:
+    """Label probabilities (L, D, H, W) and class probabilities (K,) of one (C, D, H, W) volume.
+
+    DatasetError if the network answers with NaN or infinity, so that one bad case does not end a folder.
+    """
+    volume = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).unsqueeze(0).to(device)
+    kind = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    with torch.autocast(device.type, dtype=kind, enabled=amp):
+        output = predict_volume(network, volume, rule)
+    if not bool(torch.isfinite(output.label_logits).all()):
+        raise DatasetError(
+            f"Case {case_id}: the network's output is not finite. Check the scan's intensities."
+        )
+    probs = output.label_logits.softmax(dim=0)
+    return Prediction(
+        case_id=case_id,
+        label_probs=probs.cpu().numpy(),
+        class_probs=None if output.class_probs is None else output.class_probs.cpu().numpy(),
+    )

@@ -1,0 +1,134 @@
+"""Overlapping windows over a volume, averaged with a Gaussian weight; the class by its predicted lesion mass."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet.inference.mirroring import mirrored_axes
+from utils.contracts import ModelOutput, Shape
+
+GAUSSIAN_SIGMA = 1 / 8  # of the patch edge (Isensee et al. 2021)
+SMALLEST_MASS = 1e-3  # voxels; a case without predicted lesion averages its windows equally
+
+Network = Callable[[Tensor], ModelOutput]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRule:
+    """How a volume is cut into windows and put together again."""
+
+    patch: Shape
+    overlap: float = 0.5
+    blend: str = "gaussian"
+    batch_size: int = 4
+    mirror: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VolumeOutput:
+    """What the network says about a whole volume: mean logits (L, D, H, W) and class probabilities (K,)."""
+
+    label_logits: Tensor
+    class_probs: Tensor | None
+
+
+def window_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+    """Evenly spaced corners along one axis, neighbours at most (1 - overlap) * patch apart."""
+    if size <= patch:
+        return (0,)
+    count = int(np.ceil((size - patch) / (patch * (1 - overlap)))) + 1
+    return tuple(int(start) for start in np.round(np.linspace(0, size - patch, count)))
+
+
+def blend_weight(rule: WindowRule) -> Tensor:
+    """(D, H, W) weight of a window's voxels: a Gaussian with its zeros lifted, or ones."""
+    if rule.blend == "constant":
+        return torch.ones(rule.patch)
+    axes = []
+    for size in rule.patch:
+        place = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (size * GAUSSIAN_SIGMA)
+        axes.append(torch.exp(-0.5 * place.square()))
+    weight = torch.einsum("i,j,k->ijk", *axes).float()
+    return (weight / weight.max()).clamp_min(float(torch.finfo(torch.float16).tiny))
+
+
+@torch.inference_mode()
+def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> VolumeOutput:
+    """Run `network` over (1, C, D, H, W) `volume`, on the volume's device.
+
+    The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged as
+    logits. Class probabilities are averaged with the predicted mass of the lesion (the last label) as weight, so a
+    window without lesion has no vote.
+    """
+    padding = _padding(volume.shape[2:], rule.patch)
+    padded = F.pad(volume, padding)
+    weight = blend_weight(rule).to(volume.device)
+    total: Tensor | None = None
+    norm = torch.zeros(padded.shape[2:], device=volume.device)
+    votes: list[tuple[Tensor, Tensor]] = []
+    for places in _batches(tuple(padded.shape[2:]), rule):
+        logits, votes_here = _views(network, torch.cat([_cut(padded, p, rule.patch) for p in places]), rule)
+        if total is None:
+            total = torch.zeros((logits.shape[1], *padded.shape[2:]), device=volume.device)
+        for place, window in zip(places, logits, strict=True):
+            d, h, w = (slice(start, start + size) for start, size in zip(place, rule.patch, strict=True))
+            total[:, d, h, w] += window * weight
+            norm[d, h, w] += weight
+        votes.extend(votes_here)
+    assert total is not None
+    total /= norm
+    left, _, top, _, front, _ = padding
+    d, h, w = (slice(o, o + s) for o, s in zip((front, top, left), volume.shape[2:], strict=True))
+    return VolumeOutput(label_logits=total[:, d, h, w], class_probs=_count(votes))
+
+
+def _padding(shape: torch.Size, patch: Shape) -> list[int]:
+    """F.pad's argument (last axis first) that centres the volume in at least one patch."""
+    padding: list[int] = []
+    for size, wanted in zip(reversed(shape), reversed(patch), strict=True):
+        missing = max(wanted - size, 0)
+        padding += [missing // 2, missing - missing // 2]
+    return padding
+
+
+def _batches(shape: tuple[int, ...], rule: WindowRule) -> Iterator[list[tuple[int, ...]]]:
+    starts = [window_starts(size, patch, rule.overlap) for size, patch in zip(shape, rule.patch, strict=True)]
+    places = iter(itertools.product(*starts))
+    while batch := list(itertools.islice(places, rule.batch_size)):
+        yield batch
+
+
+def _cut(volume: Tensor, place: tuple[int, ...], patch: Shape) -> Tensor:
+    d, h, w = (slice(start, start + size) for start, size in zip(place, patch, strict=True))
+    return volume[:, :, d, h, w]
+
+
+def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Mean logits over the mirrored views, and per view the windows' (class probabilities, lesion mass)."""
+    views = mirrored_axes(rule.patch) if rule.mirror else ((),)
+    mean, votes = None, []
+    for axes in views:
+        output = network(windows.flip(axes) if axes else windows)
+        logits = output.label_logits[0].float()
+        logits = logits.flip(axes) if axes else logits
+        mean = logits / len(views) if mean is None else mean + logits / len(views)
+        if output.class_logits is not None:
+            mass = (logits.argmax(dim=1) == logits.shape[1] - 1).flatten(1).sum(dim=1)
+            votes.append((output.class_logits.float().softmax(dim=1), mass))
+    assert mean is not None
+    return mean, votes
+
+
+def _count(votes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    if not votes:
+        return None
+    probs = torch.cat([vote for vote, _ in votes])
+    mass = torch.cat([mass for _, mass in votes]).float() + SMALLEST_MASS
+    return (probs * mass.unsqueeze(1)).sum(dim=0) / mass.sum()

@@ -1,0 +1,90 @@
+"""Segmentation and class loss together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from nnunet.losses.cross_entropy import case_cross_entropy, voxel_cross_entropy
+from nnunet.losses.deep_supervision import supervision_weights
+from nnunet.losses.dice import soft_dice_loss
+from utils.contracts import Batch, ModelOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossTerms:
+    """The total that is minimised, and its parts, each a scalar tensor."""
+
+    total: Tensor
+    segmentation: Tensor
+    classification: Tensor
+
+
+@final
+class MultiTaskLoss(nn.Module):
+    """Dice + cross-entropy at every resolution, plus the weighted cross-entropy of the class.
+
+    `class_weights` (K,) balance the classes. A patch that holds no voxel of the lesion (the last label) cannot
+    show the class: its class loss weighs `lesion_free_weight`.
+    """
+
+    def __init__(
+        self,
+        class_weights: tuple[float, ...],
+        *,
+        class_loss_weight: float,
+        lesion_free_weight: float,
+        batch_dice: bool,
+        lesion_label: int,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.class_loss_weight = class_loss_weight
+        self.lesion_free_weight = lesion_free_weight
+        self.batch_dice = batch_dice
+        self.lesion_label = lesion_label
+
+    def forward(self, output: ModelOutput, batch: Batch) -> LossTerms:
+        """The loss terms of one batch, averaged over its cases by weight."""
+        weights = batch.case_weights
+        if weights is None:
+            weights = torch.ones(len(batch.case_ids), device=batch.image.device)
+        segmentation = torch.stack(
+            [
+                share
+                * (
+                    soft_dice_loss(logits, label, weights, pooled=self.batch_dice)
+                    + voxel_cross_entropy(logits, label, weights)
+                )
+                for share, logits, label in zip(
+                    supervision_weights(len(output.label_logits)),
+                    output.label_logits,
+                    batch.label,
+                    strict=False,
+                )
+            ]
+        ).sum()
+        classification = self._class_loss(output, batch, weights)
+        return LossTerms(
+            total=segmentation + self.class_loss_weight * classification,
+            segmentation=segmentation.detach(),
+            classification=classification.detach(),
+        )
+
+    def _class_loss(self, output: ModelOutput, batch: Batch, weights: Tensor) -> Tensor:
+        if output.class_logits is None or batch.class_target is None:
+            return torch.zeros((), device=weights.device)
+        shows_lesion = (batch.label[0] == self.lesion_label).flatten(1).any(dim=1)
+        visible = torch.where(shows_lesion, 1.0, self.lesion_free_weight)
+        class_weights = self.get_buffer("class_weights")
+        return case_cross_entropy(output.class_logits, batch.class_target, weights * visible, class_weights)
+
+
+def balanced_class_weights(targets: list[int], num_classes: int) -> tuple[float, ...]:
+    """Inverse-frequency weights N / (K n_k), so that their mean over the cases is 1; 0 for an absent class."""
+    counts = [targets.count(k) for k in range(num_classes)]
+    known = sum(counts)
+    return tuple(known / (num_classes * count) if count else 0.0 for count in counts)

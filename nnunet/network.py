@@ -1,0 +1,73 @@
+"""Encoder + decoder + optional branch: the planned network, which always returns a ModelOutput."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from nnunet.blocks import BlockStyle, flatten_depth, initialise, restore_depth, spatial_dims
+from nnunet.branches import BRANCHES
+from nnunet.decoder import Decoder
+from nnunet.encoders import ENCODERS
+from utils.contracts import ModelOutput, Plan, Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What a plan leaves open about the network; saved with the weights, in plain values."""
+
+    encoder: str = "plain"
+    branch: str = "roi_pooled"  # none: no class output
+    norm: str = "instance"
+    negative_slope: float = 0.01
+    num_outputs: int = 1  # supervised resolutions
+    conv_bias: bool = True
+
+
+@final
+class MultiTaskUNet(nn.Module):
+    """The U-Net of a plan (Ronneberger et al. 2015; Isensee et al. 2021) with a branch for the case's class."""
+
+    def __init__(self, plan: Plan, architecture: Architecture) -> None:
+        super().__init__()
+        self.dims = spatial_dims(plan.stages)
+        style = BlockStyle(
+            dims=self.dims,
+            norm=architecture.norm,
+            negative_slope=architecture.negative_slope,
+            bias=architecture.conv_bias,
+        )
+        channels = plan.num_channels + plan.prior_labels
+        self.encoder = ENCODERS.build(architecture.encoder).build(channels, plan.stages, style)
+        self.decoder = Decoder(plan.stages, plan.num_labels, architecture.num_outputs, style)
+        self.branch = None
+        if plan.num_classes > 1 and architecture.branch != "none":
+            self.branch = BRANCHES.build(architecture.branch).build(plan.stages, plan.num_classes, style)
+        initialise(self, architecture.negative_slope)
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        """Label logits (B, L, D, H, W), finest first and in training at every supervised resolution; class logits."""
+        features = self.encoder(flatten_depth(image, self.dims))
+        logits = self.decoder(features)
+        class_logits = None if self.branch is None else self.branch(features, logits[0])
+        return ModelOutput(
+            label_logits=tuple(restore_depth(level, self.dims) for level in logits), class_logits=class_logits
+        )
+
+
+def default_outputs(plan: Plan) -> int:
+    """Supervised resolutions of nnU-Net: every decoder stage but the lowest, at least one."""
+    return max(len(plan.stages) - 2, 1)
+
+
+def output_shapes(plan: Plan, num_outputs: int) -> tuple[Shape, ...]:
+    """(D, H, W) of each supervised output for one patch, finest first."""
+    shapes, (depth, height, width) = [], plan.patch
+    for stage in plan.stages[:num_outputs]:
+        depth, height, width = (
+            -(-size // step) for size, step in zip((depth, height, width), stage.stride, strict=True)
+        )
+        shapes.append((depth, height, width))
+    return tuple(shapes)

@@ -1,0 +1,104 @@
+"""What a user may choose about network, loss, optimisation and inference; plain values, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The network around the planned stages."""
+
+    encoder: str = "plain"
+    """What changes features: plain."""
+    branch: str = "roi_pooled"
+    """What turns features into class logits: roi_pooled, simple, with options behind a colon; none: no class output."""
+    norm: Literal["instance", "batch", "group"] = "instance"
+    """Normalisation after each convolution."""
+    negative_slope: float = 0.01
+    """Slope of the leaky ReLU below zero."""
+    deep_supervision: bool = True
+    """Train the outputs of the lower resolutions as well."""
+    deep_supr_num: int | None = None
+    """How many lower resolutions are supervised; unset: all but the two lowest, as nnU-Net."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The weights of the multi-task loss."""
+
+    class_loss_weight: float = 0.3
+    """Weight of the class loss beside the segmentation loss."""
+    class_balance: bool = True
+    """Weigh each class by its inverse frequency among the training cases."""
+    lesion_free_weight: float = 0.25
+    """Weight of the class loss of a patch without any lesion voxel."""
+    batch_dice: bool | None = None
+    """Pool the Dice statistics over the batch; unset: from the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserOptions:
+    """How weights move."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam: AdamW; sgd: with Nesterov momentum."""
+    learning_rate: float | None = None
+    """Peak learning rate; unset: 8e-4 for adam, 1e-2 for sgd."""
+    momentum: float = 0.99
+    """Momentum of sgd."""
+    weight_decay: float | None = None
+    """Weight decay; unset: 1e-4 for adam (decoupled), 3e-5 for sgd."""
+    schedule: Literal["auto", "constant", "cosine", "poly"] = "auto"
+    """Decay over the whole run; auto: cosine for adam, poly (exponent 0.9) for sgd."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to its peak."""
+    gradient_clip_val: float = 12.0
+    """Largest gradient norm; 0: no clipping."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, validated and saved in their place; 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long training runs and what it keeps."""
+
+    epochs: int = 1000
+    """Number of epochs."""
+    min_epochs: int = 0
+    """Epochs before early stopping may end the run."""
+    max_epochs: int | None = None
+    """Same as --epochs, under Lightning's name; wins where both are given."""
+    time_budget: float | None = None
+    """Minutes of training after which the run ends; the schedule is fitted to it."""
+    patience: int = 100
+    """Epochs without a lower validation loss after which training stops; 0: never."""
+    val_every: int = 1
+    """Validate every so many epochs."""
+    skip_first_n_eval: int = 0
+    """Do not validate in the first so many epochs."""
+    amp: bool = False
+    """Mixed precision: bfloat16 where the device has it, else float16 with loss scaling on CUDA."""
+    compile: bool = False
+    """Compile the network with torch.compile; falls back to plain execution where that fails."""
+    save_ckpt: bool = True
+    """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt."""
+    resume_training: bool = False
+    """Continue from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch and loader."""
+    npz: bool = False
+    """Keep the label probabilities of the final validation as .npy (float16)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How a volume is predicted from windows."""
+
+    overlap: float = 0.5
+    """Overlap of neighbouring windows, 0 to below 1."""
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    """Weight of a window's voxels in the average."""
+    tta: bool = False
+    """Average over mirrored views as well (8 in 3-D, 4 in 2-D)."""
+    val_batch_size: int = 4
+    """Windows that pass through the network at once."""

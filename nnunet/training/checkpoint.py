@@ -1,0 +1,95 @@
+"""Checkpoints: written atomically, plain inside, loadable with `weights_only=True` by anyone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from nnunet.network import Architecture, MultiTaskUNet
+from utils.contracts import Plan
+from utils.errors import DatasetError
+from utils.storage import atomic_file, from_plain, to_plain
+
+MODEL_KEY = "multitask_nnunet"  # where the model card lies in a checkpoint
+MODEL_FORMAT = 1
+NETWORK_PREFIX = "network."
+AVERAGED_PREFIX = "averaged.module."  # torch's AveragedModel keeps its copy under `module`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedModel:
+    """A network with everything that prediction needs to know."""
+
+    network: MultiTaskUNet
+    plan: Plan
+    architecture: Architecture
+
+
+@final
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside the target and renames; a killed process leaves the old checkpoint or the new one."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:  # noqa: ARG002
+        """Write `checkpoint` whole or not at all."""
+        with atomic_file(Path(path)) as stream:
+            torch.save(checkpoint, stream)
+
+    def load_checkpoint(  # noqa: D417
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """The checkpoint at `path`; never runs code from it."""
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file at `path`, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The plain content of a checkpoint; DatasetError if it is missing, damaged or holds more than plain values."""
+    if not path.is_file():
+        raise DatasetError(f"There is no checkpoint {path}. Train first, or give --ckpt_path.")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path} is not a checkpoint that can be loaded safely: {reason}.") from error
+
+
+def model_card(plan: Plan, architecture: Architecture) -> dict[str, Any]:
+    """What a checkpoint says about its network, in plain values."""
+    return {"format": MODEL_FORMAT, "plan": to_plain(plan), "architecture": to_plain(architecture)}
+
+
+def load_model(path: Path, device: torch.device) -> TrainedModel:
+    """The trained network at `path` in evaluation mode; the averaged weights where the run kept them."""
+    checkpoint = read_checkpoint(path)
+    card = checkpoint.get(MODEL_KEY)
+    if not isinstance(card, dict) or card.get("format") != MODEL_FORMAT:
+        raise DatasetError(
+            f"{path} has no model description of format {MODEL_FORMAT}; was it made by this program?"
+        )
+    plan = from_plain(Plan, card["plan"], source=f"{path}: plan")
+    architecture = from_plain(Architecture, card["architecture"], source=f"{path}: architecture")
+    network = MultiTaskUNet(plan, architecture)
+    state = checkpoint["state_dict"]
+    prefix = AVERAGED_PREFIX if any(key.startswith(AVERAGED_PREFIX) for key in state) else NETWORK_PREFIX
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    _check_weights(path, network, weights)
+    network.load_state_dict(weights)
+    return TrainedModel(network=network.to(device).eval(), plan=plan, architecture=architecture)
+
+
+def _check_weights(path: Path, network: MultiTaskUNet, weights: dict[str, torch.Tensor]) -> None:
+    expected = network.state_dict()
+    for name in sorted(set(expected) | set(weights)):
+        wanted = tuple(expected[name].shape) if name in expected else "no such weight"
+        found = tuple(weights[name].shape) if name in weights else "nothing"
+        if wanted != found:
+            raise DatasetError(f"{path}: weight {name} should be {wanted}, the file has {found}.")

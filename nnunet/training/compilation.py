@@ -1,0 +1,31 @@
+"""torch.compile where it works, plain execution with one warning where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from utils.contracts import ModelOutput
+from utils.run_log import say
+
+
+def compiled_or_plain(network: nn.Module) -> Callable[[Tensor], ModelOutput]:
+    """A function like `network` that compiles it at the first call; if compiling fails, it says so and goes on.
+
+    Only errors of the compiler are caught: a mistake in the data or the network still surfaces as itself.
+    """
+    compiled = torch.compile(network)
+    state = {"function": compiled}
+
+    def forward(image: Tensor) -> ModelOutput:
+        try:
+            return state["function"](image)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            say(f"torch.compile failed ({reason}); training goes on without it.")
+            state["function"] = network
+            return network(image)
+
+    return forward

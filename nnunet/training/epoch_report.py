@@ -1,0 +1,96 @@
+"""One line per epoch for people, one DLLogger line per epoch for machines."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, final
+
+import pytorch_lightning as lightning
+import torch
+
+from utils.contracts import Plan
+from utils.run_log import RunLog, say
+
+UNITS = {"speed/patches_per_s": "patches/s", "speed/waiting_percent": "%", "epoch_s": "s"}
+
+
+class Timed(Protocol):
+    """A loader that knows how long it was waited for."""
+
+    waited_seconds: float
+
+
+@final
+class EpochReport(lightning.Callback):
+    """Measures the epoch's speed and reports every metric under one name and one unit."""
+
+    def __init__(self, plan: Plan, run_log: RunLog, loader: Timed) -> None:
+        self.plan = plan
+        self.run_log = run_log
+        self.loader = loader
+        self._started = self._train_seconds = self._waited_before = 0.0
+        self._patches = 0
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Declare the units once."""
+        for metric, unit in UNITS.items():
+            self.run_log.metadata(metric, {"unit": unit})
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._started = time.perf_counter()
+        self._train_seconds = 0.0
+        self._waited_before = self.loader.waited_seconds
+        self._patches = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001, ARG002
+        """Count patches."""
+        self._patches += len(batch.case_ids) * trainer.world_size
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Validation does not count as training time."""
+        self._stop_clock()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Log and say what the epoch brought."""
+        self._stop_clock()
+        waited = self.loader.waited_seconds - self._waited_before
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics["speed/patches_per_s"] = self._patches / max(self._train_seconds, 1e-9)
+        metrics["speed/waiting_percent"] = 100 * waited / max(self._train_seconds, 1e-9)
+        metrics["epoch_s"] = time.perf_counter() - self._started
+        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.run_log.log([trainer.current_epoch], metrics)
+        self.run_log.flush()
+        if trainer.is_global_zero:
+            say(epoch_line(trainer.current_epoch + 1, trainer.max_epochs, metrics, self.plan))
+
+    def _stop_clock(self) -> None:
+        if not self._train_seconds:
+            if torch.cuda.is_available():
+                # Once per epoch: without it the clock would miss the steps still queued on the device.
+                torch.cuda.synchronize()
+            self._train_seconds = time.perf_counter() - self._started
+
+
+def epoch_line(epoch: int, epochs: int | None, metrics: dict[str, float], plan: Plan) -> str:
+    """What a person wants to know about an epoch, on one line."""
+    parts = [f"epoch {epoch}/{epochs}", f"loss {metrics.get('train/loss', float('nan')):.3f}"]
+    if plan.num_classes > 1:
+        parts[-1] += (
+            f" (seg {metrics['train/loss_segmentation']:.3f}, class {metrics['train/loss_class']:.3f})"
+        )
+    if "val/loss" in metrics:
+        parts.append(f"val loss {metrics['val/loss']:.3f}")
+        names = plan.label_names[1:]
+        parts.append(
+            "Dice " + ", ".join(f"{n} {metrics[f'val/dsc_{i}']:.3f}" for i, n in enumerate(names, start=1))
+        )
+    if "val/macro_f1" in metrics:
+        parts.append(
+            f"macro-F1 {metrics['val/macro_f1']:.3f} (constant {metrics['val/macro_f1_constant']:.3f})"
+        )
+    parts.append(f"{metrics['speed/patches_per_s']:.1f} patches/s")
+    parts.append(f"waiting for data {metrics['speed/waiting_percent']:.1f} %")
+    parts.append(f"{metrics['epoch_s']:.1f} s")
+    return " | ".join(parts)

@@ -1,0 +1,150 @@
+"""The Lightning module: one step of training, one volume of validation, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nnunet.inference.sliding_window import WindowRule, predict_volume
+from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.network import Architecture, MultiTaskUNet
+from nnunet.options import OptimiserOptions
+from nnunet.training.checkpoint import MODEL_KEY, model_card
+from nnunet.training.compilation import compiled_or_plain
+from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
+from nnunet.training.validation import CaseResult, ValidationScores, case_result, pool_results
+from utils.contracts import Batch, ModelOutput, Plan
+
+SECONDS_PER_MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleSettings:
+    """What the module needs beside network and loss."""
+
+    optimiser: OptimiserOptions
+    window: WindowRule
+    total_steps: int
+    time_budget: float | None = None  # minutes
+    compile: bool = False
+
+
+@final
+class MultiTaskModule(lightning.LightningModule):
+    """Trains a network with a loss; validates whole volumes; keeps its own schedule and weight average."""
+
+    def __init__(
+        self,
+        network: MultiTaskUNet,
+        loss: MultiTaskLoss,
+        plan: Plan,
+        architecture: Architecture,
+        settings: ModuleSettings,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.plan = plan
+        self.architecture = architecture
+        self.settings = settings
+        self.schedule = build_schedule(settings.optimiser)
+        self.averaged = _averaged(network, settings.optimiser.ema)
+        self.scores: ValidationScores | None = None
+        self._results: list[CaseResult] = []
+        self._forward: Callable[[Tensor], ModelOutput] = (
+            compiled_or_plain(network) if settings.compile else network
+        )
+        self._earlier_seconds = 0.0
+        self._started = time.monotonic()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One group; the schedule is set before each step instead of by a Lightning scheduler."""
+        # A fused step would undo the loss scale of float16 by itself, after the gradients were clipped.
+        fused = self.trainer.precision != "16-mixed"
+        return build_optimiser(self.network.parameters(), self.settings.optimiser, fused=fused)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Clip by norm here: Lightning refuses fused optimisers, even where no loss scale is in play."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
+    def on_fit_start(self) -> None:
+        """Start the clock of the time budget."""
+        self._started = time.monotonic()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Set the learning rate of this step."""
+        optimiser = self.optimizers()
+        set_learning_rate(optimiser.optimizer, self.schedule.factor(self.progress(), self.global_step))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of one batch; sums stay on the device until the epoch ends."""
+        terms = self.loss(self._forward(batch.image), batch)
+        size = len(batch.case_ids)
+        self.log("train/loss", terms.total.detach(), on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/loss_segmentation", terms.segmentation, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/loss_class", terms.classification, on_step=False, on_epoch=True, batch_size=size)
+        return terms.total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Update the weight average; stop when the time is spent."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+        if self.settings.time_budget is not None and self.progress() >= 1.0:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the cases of the epoch before."""
+        self._results = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Predict one whole volume and keep its score."""
+        network = self.network if self.averaged is None else self.averaged
+        output = predict_volume(network, batch.image, self.settings.window)
+        self._results.append(case_result(output, batch, self.loss))
+
+    def on_validation_epoch_end(self) -> None:
+        """Pool the cases of all ranks and log their scores."""
+        results = pool_results(self._results)
+        self.scores = ValidationScores.from_results(results, self.plan)
+        for name, value in self.scores.metrics().items():
+            self.log(name, value, rank_zero_only=False, batch_size=len(results))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the description of the network, and the time spent."""
+        checkpoint[MODEL_KEY] = model_card(self.plan, self.architecture)
+        checkpoint["train_seconds"] = self.train_seconds()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Carry the time of the earlier run on."""
+        self._earlier_seconds = float(checkpoint["train_seconds"])
+
+    def train_seconds(self) -> float:
+        """Seconds since training began, over all its restarts."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def progress(self) -> float:
+        """How far the run is, 0 to 1: by steps or by the time budget, whichever is further."""
+        by_steps = self.global_step / max(self.settings.total_steps, 1)
+        if self.settings.time_budget is None:
+            return by_steps
+        return max(by_steps, self.train_seconds() / (self.settings.time_budget * SECONDS_PER_MINUTE))
+
+
+def _averaged(network: MultiTaskUNet, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return averaged.requires_grad_(False).eval()  # noqa: FBT003 - torch's own signature

@@ -1,0 +1,60 @@
+"""Optimisers, and the learning rate as a function of the run's progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+
+from nnunet.options import OptimiserOptions
+
+LEARNING_RATES = {"adam": 8e-4, "sgd": 1e-2}
+WEIGHT_DECAYS = {"adam": 1e-4, "sgd": 3e-5}
+SCHEDULES = {"adam": "cosine", "sgd": "poly"}
+POLY_EXPONENT = 0.9  # Isensee et al. 2021
+
+
+def build_optimiser(
+    parameters: Iterable[Parameter], options: OptimiserOptions, *, fused: bool
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates take the optimiser's own."""
+    kind = options.optimizer
+    rate = LEARNING_RATES[kind] if options.learning_rate is None else options.learning_rate
+    decay = WEIGHT_DECAYS[kind] if options.weight_decay is None else options.weight_decay
+    groups = [{"params": list(parameters), "peak_lr": rate}]
+    if kind == "adam":
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=options.momentum, nesterov=True, weight_decay=decay, fused=fused
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The share of its peak rate that each parameter group has at a given progress."""
+
+    kind: str
+    warmup_steps: int
+
+    def factor(self, progress: float, step: int) -> float:
+        """`progress` runs from 0 to 1 over the whole run, by steps or by the time budget, whichever is further."""
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = 1.0 - min(max(progress, 0.0), 1.0)
+        if self.kind == "cosine":
+            return rise * 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        return rise * (left**POLY_EXPONENT if self.kind == "poly" else 1.0)
+
+
+def build_schedule(options: OptimiserOptions) -> Schedule:
+    """The schedule that `options` name."""
+    kind = SCHEDULES[options.optimizer] if options.schedule == "auto" else options.schedule
+    return Schedule(kind=kind, warmup_steps=options.warmup_steps)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group from its own peak, so that groups keep their ratio."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak_lr"] * factor

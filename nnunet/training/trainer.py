@@ -1,0 +1,132 @@
+"""The Lightning trainer with our callbacks, precision and checkpoint files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+
+from nnunet.options import TrainingOptions
+from nnunet.training.checkpoint import AtomicCheckpointIO
+from utils.errors import EnvironmentFault
+from utils.run_log import say
+
+CHECKPOINT_FOLDER = "checkpoints"
+LAST = "last"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The devices of one run."""
+
+    device: str  # cuda or cpu
+    gpus: int = 1
+    nodes: int = 1
+
+
+def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
+    """`auto` takes CUDA where there is a device; EnvironmentFault if what was asked for is not there."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    chosen = device if device != "auto" else ("cuda" if available else "cpu")
+    if chosen == "cuda" and gpus > available:
+        raise EnvironmentFault(
+            f"--gpus {gpus} were asked for, {available} are visible. Use --device cpu or fewer."
+        )
+    return Machine(device=chosen, gpus=gpus if chosen == "cuda" else 1, nodes=nodes)
+
+
+def precision_of(device: str, *, amp: bool) -> str:
+    """Lightning's name for the precision: bfloat16 where the device computes it, float16 only on CUDA."""
+    if not amp:
+        return "32-true"
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bf16-mixed"
+    say("This CPU has no bfloat16 arithmetic: --amp has no effect here, float32 is used.")
+    return "32-true"
+
+
+def epochs_of(options: TrainingOptions) -> int:
+    """The number of epochs, whichever of its two names was used."""
+    return options.epochs if options.max_epochs is None else options.max_epochs
+
+
+def build_trainer(
+    options: TrainingOptions,
+    results: Path,
+    machine: Machine,
+    gradient_clip: float,
+    callbacks: Sequence[lightning.Callback],
+) -> lightning.Trainer:
+    """A trainer that validates after epochs, stops early, and writes its checkpoints atomically."""
+    # Its greetings and advertisements say nothing about the run.
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return lightning.Trainer(
+        accelerator="gpu" if machine.device == "cuda" else "cpu",
+        devices=machine.gpus,
+        num_nodes=machine.nodes,
+        strategy="ddp" if machine.gpus * machine.nodes > 1 else "auto",
+        precision=precision_of(machine.device, amp=options.amp),
+        min_epochs=options.min_epochs,
+        max_epochs=epochs_of(options),
+        check_val_every_n_epoch=options.val_every,
+        num_sanity_val_steps=0,
+        gradient_clip_val=gradient_clip or None,
+        callbacks=[*callbacks, *_own_callbacks(options, results)],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=results,
+        enable_checkpointing=options.save_ckpt,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        logger=False,
+        use_distributed_sampler=False,
+        benchmark=machine.device == "cuda",
+    )
+
+
+def last_checkpoint(results: Path) -> Path:
+    """Where the newest checkpoint of a run lies."""
+    return results / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
+
+
+def best_checkpoint(trainer: lightning.Trainer, results: Path) -> Path:
+    """The checkpoint with the best validation Dice; the last one where no epoch was validated."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            return Path(callback.best_model_path)
+    return last_checkpoint(results)
+
+
+def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Callback]:
+    callbacks: list[lightning.Callback] = []
+    if sys.stderr.isatty():
+        callbacks.append(RichProgressBar(leave=False))
+    if options.patience:
+        callbacks.append(
+            EarlyStopping("val/loss", patience=options.patience, check_on_train_epoch_end=False, strict=False)
+        )
+    if options.save_ckpt:
+        folder = results / CHECKPOINT_FOLDER
+        callbacks.append(
+            ModelCheckpoint(
+                folder,
+                "epoch={epoch}",
+                monitor="val/dsc",
+                mode="max",
+                auto_insert_metric_name=False,
+                enable_version_counter=False,
+                save_on_train_epoch_end=False,
+            )
+        )
+        callbacks.append(
+            ModelCheckpoint(folder, LAST, enable_version_counter=False, save_on_train_epoch_end=True)
+        )
+    return callbacks

@@ -1,0 +1,111 @@
+"""Scores of a validation epoch, from whole volumes: Dice per label, loss, and the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet.evaluation.classification import constant_baselines, macro_f1_of
+from nnunet.inference.sliding_window import VolumeOutput
+from nnunet.losses.multi_task import MultiTaskLoss
+from utils.contracts import NO_CLASS, Batch, ModelOutput, Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """One validation case, in plain values that travel between ranks."""
+
+    case_id: str
+    dice: tuple[float, ...]  # per foreground label; NaN where neither side has it
+    loss: float
+    class_target: int
+    class_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationScores:
+    """The scores of one validation epoch; class scores are None where the model has no class."""
+
+    dice: tuple[float, ...]
+    loss: float
+    macro_f1: float | None
+    constant_macro_f1: float | None
+
+    @staticmethod
+    def from_results(results: Sequence[CaseResult], plan: Plan) -> ValidationScores:
+        """Means over the cases; macro-F1 over the pooled cases, never over batches."""
+        dice = np.array([result.dice for result in results], float).reshape(len(results), -1)
+        known = ~np.isnan(dice)
+        means = np.where(known, dice, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        macro_f1, baseline = _class_scores(results, plan)
+        return ValidationScores(
+            dice=tuple(means.tolist()),
+            loss=float(np.mean([result.loss for result in results])),
+            macro_f1=macro_f1,
+            constant_macro_f1=baseline,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Names and values for the log; `val/dsc` is the mean over the foreground labels."""
+        values = {"val/loss": self.loss, "val/dsc": float(np.mean(self.dice))}
+        values |= {f"val/dsc_{label}": value for label, value in enumerate(self.dice, start=1)}
+        if self.macro_f1 is not None and self.constant_macro_f1 is not None:
+            values |= {"val/macro_f1": self.macro_f1, "val/macro_f1_constant": self.constant_macro_f1}
+        return values
+
+
+def case_result(output: VolumeOutput, batch: Batch, loss: MultiTaskLoss) -> CaseResult:
+    """Score one predicted volume against its batch of one; the only place of an epoch that waits for the device."""
+    class_logits = (
+        None if output.class_probs is None else output.class_probs.clamp_min(1e-7).log().unsqueeze(0)
+    )
+    volume = ModelOutput(label_logits=(output.label_logits.unsqueeze(0),), class_logits=class_logits)
+    terms = loss(volume, batch)
+    dice = dice_of(output.label_logits.argmax(dim=0), batch.label[0][0, 0], output.label_logits.shape[0])
+    target = NO_CLASS if batch.class_target is None else int(batch.class_target[0])
+    probs = () if output.class_probs is None else tuple(output.class_probs.tolist())
+    return CaseResult(
+        case_id=batch.case_ids[0],
+        dice=tuple(dice.tolist()),
+        loss=float(terms.total),
+        class_target=target,
+        class_probs=probs,
+    )
+
+
+def dice_of(predicted: Tensor, truth: Tensor, num_labels: int) -> Tensor:
+    """Dice of labels 1.. of two (D, H, W) label maps, on their device; NaN where both lack the label."""
+    confusion = torch.bincount(
+        (truth.long() * num_labels + predicted.long()).flatten(), minlength=num_labels**2
+    )
+    confusion = confusion.view(num_labels, num_labels).double()
+    overlap = confusion.diagonal()
+    return (2 * overlap / (confusion.sum(dim=0) + confusion.sum(dim=1)))[1:]
+
+
+def pool_results(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """The results of all ranks, each case once, sorted by name."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        pooled = list(results)
+    else:
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, list(results))
+        pooled = [result for part in gathered for result in part]
+    return sorted({result.case_id: result for result in pooled}.values(), key=lambda result: result.case_id)
+
+
+def _class_scores(results: Sequence[CaseResult], plan: Plan) -> tuple[float | None, float | None]:
+    known = [result for result in results if result.class_target != NO_CLASS and result.class_probs]
+    if plan.num_classes < 2 or not known:
+        return None, None
+    targets = np.array([result.class_target for result in known])
+    predicted = np.array([int(np.argmax(result.class_probs)) for result in known])
+    confusion = np.zeros((plan.num_classes, plan.num_classes))
+    np.add.at(confusion, (targets, predicted), 1)
+    best = max(baseline.macro_f1 for baseline in constant_baselines(targets, plan.class_names))
+    return float(macro_f1_of(confusion)), best

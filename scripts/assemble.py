@@ -1,0 +1,164 @@
+"""Options + plan -> the parts of a run: cases, loaders, network, loss, module."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_loading.augmentations import build_recipe
+from data_loading.catalogue import Entry, build_catalogue
+from data_loading.loader import Shard, TrainingLoader, VolumeLoader
+from data_loading.patches import SamplingRule
+from nnunet.inference.sliding_window import WindowRule
+from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from nnunet.network import Architecture, default_outputs, output_shapes
+from nnunet.options import InferenceOptions, LossOptions, NetworkOptions
+from nnunet.training.trainer import Machine
+from scripts.run_options import RunOptions
+from utils.contracts import NO_CLASS, Plan, PreprocessedCase
+from utils.errors import DatasetError
+from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
+from utils.splits import Fold, make_folds, pick_fold, read_folds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldCases:
+    """The preprocessed cases of one fold."""
+
+    folder: Path
+    plan: Plan
+    training: tuple[PreprocessedCase, ...]
+    validation: tuple[PreprocessedCase, ...]
+
+
+def prepared_folder(options: RunOptions) -> Path:
+    """`--data` itself where it is a preprocessed folder, else `<data>/<task>_<dim>d`."""
+    if (options.data / PLAN).is_file():
+        return options.data
+    code = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0])) or options.task
+    names = (
+        [f"{code}_{options.dim}d", f"{int(code):02d}_{options.dim}d", f"{int(code):03d}_{options.dim}d"]
+        if (code.isdigit())
+        else [f"{code}_{options.dim}d"]
+    )
+    for name in names:
+        if (options.data / name / PLAN).is_file():
+            return options.data / name
+    raise DatasetError(
+        f"{options.data} has no preprocessed folder {names[0]}. Run: python preprocess.py --data {options.data} "
+        f"--results {options.data} --task {options.task} --dim {options.dim}"
+    )
+
+
+def read_fold(options: RunOptions) -> FoldCases:
+    """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
+    folder = prepared_folder(options)
+    plan = read_plan(folder)
+    cases = {case.case_id: case for case in list_prepared(folder)}
+    if not cases:
+        raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
+    fold = _choose_fold(folder, cases, options)
+    return FoldCases(
+        folder=folder,
+        plan=plan,
+        training=tuple(cases[name] for name in sorted(fold.train)),
+        validation=tuple(cases[name] for name in sorted(fold.val)),
+    )
+
+
+def _choose_fold(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> Fold:
+    path = folder / SPLITS
+    ordered = [cases[name] for name in sorted(cases)]
+    if path.is_file():
+        folds = read_folds(path)
+    else:
+        folds = make_folds(
+            [case.case_id for case in ordered],
+            [case.patient_id for case in ordered],
+            [None if case.class_target == NO_CLASS else case.class_target for case in ordered],
+            num_folds=options.nfolds,
+        )
+    patients = {case.case_id: case.patient_id for case in ordered}
+    return pick_fold(folds, options.fold, patients=patients, source=path)
+
+
+def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
+    """The network's open choices, with the number of supervised outputs resolved."""
+    most = default_outputs(plan)
+    extra = most - 1 if options.deep_supr_num is None else options.deep_supr_num
+    outputs = min(1 + extra, len(plan.stages) - 1) if options.deep_supervision else 1
+    return Architecture(
+        encoder=options.encoder,
+        branch=options.branch,
+        norm=options.norm,
+        negative_slope=options.negative_slope,
+        num_outputs=max(outputs, 1),
+    )
+
+
+def build_loss(options: LossOptions, fold: FoldCases) -> MultiTaskLoss:
+    """The multi-task loss; class weights come from the training cases alone."""
+    plan = fold.plan
+    num_classes = max(plan.num_classes, 1)
+    targets = [case.class_target for case in fold.training]
+    weights = balanced_class_weights(targets, num_classes) if options.class_balance else (1.0,) * num_classes
+    return MultiTaskLoss(
+        weights,
+        class_loss_weight=options.class_loss_weight,
+        lesion_free_weight=options.lesion_free_weight,
+        batch_dice=plan.batch_dice if options.batch_dice is None else options.batch_dice,
+        lesion_label=plan.num_labels - 1,
+    )
+
+
+def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> WindowRule:
+    """How volumes of this plan are cut into windows."""
+    return WindowRule(
+        patch=plan.patch,
+        overlap=options.overlap,
+        blend=options.blend,
+        batch_size=options.val_batch_size,
+        mirror=mirror,
+    )
+
+
+def shard_of(options: RunOptions, machine: Machine) -> Shard:
+    """This process's part of the work; torchrun and Lightning's launcher set the ranks."""
+    world_size = machine.gpus * machine.nodes
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("RANK", int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local))
+    return Shard(
+        rank=rank if world_size > 1 else 0,
+        world_size=world_size,
+        device_id=local if machine.device == "cuda" else None,
+        num_threads=max(1, min(options.loader.num_workers, os.cpu_count() or 1)),
+        prefetch=options.loader.prefetch,
+    )
+
+
+def build_training_loader(
+    options: RunOptions, fold: FoldCases, num_outputs: int, shard: Shard
+) -> TrainingLoader:
+    """The augmented patches of the fold's training cases."""
+    rule = SamplingRule(
+        patch=fold.plan.patch,
+        batch_size=options.loader.batch_size or fold.plan.batch_size,
+        world_size=shard.world_size,
+        steps_per_epoch=options.loader.steps_per_epoch,
+        foreground_share=options.loader.oversampling,
+        seed=options.seed,
+    )
+    return TrainingLoader(
+        build_catalogue(fold.training, fold.plan),
+        rule,
+        build_recipe(options.loader.augment),
+        output_shapes(fold.plan, num_outputs),
+        shard,
+    )
+
+
+def build_volume_loader(fold: FoldCases, shard: Shard) -> VolumeLoader:
+    """The whole volumes of the fold's validation cases."""
+    entries: tuple[Entry, ...] = build_catalogue(fold.validation, fold.plan)
+    return VolumeLoader(entries, shard)

@@ -1,0 +1,2 @@
+def validate_fold(options, fold, best, run_log):
+    pass

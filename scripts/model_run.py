@@ -1,0 +1,100 @@
+"""A trained model on a device, ready to be asked; and what it answered, as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet.inference.predict import predict_case
+from nnunet.inference.sliding_window import WindowRule
+from nnunet.training.checkpoint import TrainedModel, load_model
+from nnunet.training.trainer import CHECKPOINT_FOLDER, choose_machine, last_checkpoint
+from scripts.run_options import RunOptions
+from utils.contracts import Plan, Prediction
+from utils.errors import DatasetError
+from utils.storage import atomic_file
+
+ML_PER_MM3 = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelRun:
+    """A model, where it runs, and how volumes are cut into windows."""
+
+    model: TrainedModel
+    rule: WindowRule
+    device: torch.device
+    amp: bool
+
+    def predict(self, image: np.ndarray, case_id: str) -> Prediction:
+        """The prediction for one prepared (C, D, H, W) volume."""
+        return predict_case(
+            self.model.network, image, self.rule, case_id=case_id, device=self.device, amp=self.amp
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionRow:
+    """One line of predictions.csv."""
+
+    case_id: str
+    class_probs: tuple[float, ...]
+    volumes_ml: tuple[float, ...]  # per foreground label
+
+
+def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
+    """The model of `checkpoint`, of --ckpt_path, or the best one in the results folder."""
+    path = checkpoint or options.ckpt_path or find_checkpoint(options.results)
+    device = torch.device(choose_machine(options.device, 1, 1).device)
+    model = load_model(path, device)
+    inference = options.inference
+    rule = WindowRule(
+        patch=model.plan.patch,
+        overlap=inference.overlap,
+        blend=inference.blend,
+        batch_size=inference.val_batch_size,
+        mirror=inference.tta,
+    )
+    return ModelRun(model=model, rule=rule, device=device, amp=options.training.amp)
+
+
+def find_checkpoint(results: Path) -> Path:
+    """The best checkpoint of a run (epoch=N.ckpt), else its last one."""
+    best = sorted((results / CHECKPOINT_FOLDER).glob("epoch=*.ckpt"), key=lambda path: path.stat().st_mtime)
+    path = best[-1] if best else last_checkpoint(results)
+    if not path.is_file():
+        raise DatasetError(f"{results} has no checkpoint. Train first, or give --ckpt_path.")
+    return path
+
+
+def prediction_row(
+    prediction: Prediction, mask: np.ndarray, spacing_mm: Sequence[float], plan: Plan
+) -> PredictionRow:
+    """The table's line for one case; volumes are counted in its mask."""
+    counts = np.bincount(mask.ravel(), minlength=plan.num_labels)[1 : plan.num_labels]
+    volumes = counts * float(np.prod(spacing_mm)) * ML_PER_MM3
+    probs = () if prediction.class_probs is None else tuple(prediction.class_probs.tolist())
+    return PredictionRow(case_id=prediction.case_id, class_probs=probs, volumes_ml=tuple(volumes.tolist()))
+
+
+def write_predictions_table(path: Path, rows: Sequence[PredictionRow], plan: Plan) -> None:
+    """predictions.csv: case, class probabilities, the most probable class, volumes."""
+    has_class = any(row.class_probs for row in rows)
+    names = plan.class_names if has_class else ()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    class_columns = [*(f"prob_{name}" for name in names), *(["predicted_class"] if has_class else [])]
+    writer.writerow(["case", *class_columns, *(f"volume_ml_{name}" for name in plan.label_names[1:])])
+    for row in rows:
+        answer = [*(f"{p:.6f}" for p in row.class_probs)]
+        if has_class:
+            answer.append(names[int(np.argmax(row.class_probs))])
+        writer.writerow([row.case_id, *answer, *(f"{volume:.4f}" for volume in row.volumes_ml)])
+    with atomic_file(path) as stream:
+        stream.write(text.getvalue().encode())

@@ -1,0 +1,123 @@
+"""The story of prediction on raw scans: read -> prepare -> network -> restore -> NIfTI mask, class, volumes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preprocessing.cases import LoadedCase, load_case
+from data_preprocessing.prepare import PreparedArrays, prepare_case
+from data_preprocessing.restore import restore_label
+from data_preprocessing.scans import read_scans
+from data_preprocessing.volume_io import write_volume
+from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
+from scripts.run_options import RunOptions
+from utils.contracts import Plan, Prediction, RawCase
+from utils.errors import DatasetError
+from utils.options import describe
+from utils.run_log import progress, say
+from utils.storage import write_json
+
+PREDICTIONS = "predictions"
+TABLE = "predictions.csv"
+MAX_PENDING = 2  # predictions that may wait for the disk; each holds a volume of probabilities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadyScan:
+    """A scan on the planned grid, or the reason why it is not."""
+
+    case_id: str
+    loaded: LoadedCase | None = None
+    arrays: PreparedArrays | None = None
+    error: DatasetError | None = None
+
+
+def predict_scans(options: RunOptions) -> Path:
+    """Predict every scan of `--input` into `--output`; a bad scan is reported and the others go on."""
+    assert options.input is not None  # the caller chose this story because of it
+    run = open_model(options)
+    plan = run.model.plan
+    scans = read_scans(options.input, num_channels=_raw_channels(plan))
+    folder = options.output or options.results / PREDICTIONS
+    say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
+    started = time.perf_counter()
+    rows: list[PredictionRow] = []
+    failures: list[str] = []
+    pending: deque[Future[PredictionRow]] = deque()
+    # One scan is read ahead and one restored and written behind while the network works on a third.
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        for ready in progress(_ready_scans(scans, plan), total=len(scans), label="Predict"):
+            try:
+                pending.append(writer.submit(_write, folder, ready, _answer(run, ready), plan))
+            except DatasetError as error:
+                failures.append(str(error))
+            if len(pending) > MAX_PENDING:
+                rows.append(pending.popleft().result())
+        rows.extend(future.result() for future in pending)
+    write_predictions_table(folder / TABLE, rows, plan)
+    seconds = time.perf_counter() - started
+    write_json(
+        folder / "run.json",
+        {
+            "options": describe(options),
+            "cases": len(rows),
+            "failures": failures,
+            "seconds": round(seconds, 3),
+        },
+    )
+    say(
+        f"{len(rows)} masks and {TABLE} in {folder}, {seconds:.1f} s ({seconds / max(len(scans), 1):.2f} s per scan)"
+    )
+    if failures:
+        raise DatasetError("\n".join(failures))
+    return folder
+
+
+def _raw_channels(plan: Plan) -> int:
+    """Channels that come from files; the foreground channel is made here."""
+    return plan.num_channels - int(plan.foreground_channel)
+
+
+def _ready_scans(scans: Sequence[RawCase], plan: Plan) -> Iterator[ReadyScan]:
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = reader.submit(_prepare, scans[0], plan) if scans else None
+        for upcoming in (*scans[1:], None):
+            assert ahead is not None
+            ready = ahead.result()
+            ahead = reader.submit(_prepare, upcoming, plan) if upcoming else None
+            yield ready
+
+
+def _prepare(scan: RawCase, plan: Plan) -> ReadyScan:
+    try:
+        loaded = load_case(scan)
+        return ReadyScan(case_id=scan.case_id, loaded=loaded, arrays=prepare_case(loaded, plan, mode="test"))
+    except DatasetError as error:
+        return ReadyScan(case_id=scan.case_id, error=error)
+
+
+def _answer(run: ModelRun, ready: ReadyScan) -> Prediction:
+    if ready.arrays is None:
+        raise ready.error or DatasetError(f"Case {ready.case_id} could not be prepared.")
+    return run.predict(ready.arrays.image, ready.case_id)
+
+
+def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -> PredictionRow:
+    loaded, arrays = ready.loaded, ready.arrays
+    assert loaded is not None  # _answer raises for a scan that could not be read
+    assert arrays is not None
+    mask = restore_label(prediction.label_probs, arrays.footprint)
+    write_volume(
+        folder / f"{ready.case_id}.nii.gz",
+        mask,
+        affine=loaded.affine,
+        qform_code=loaded.qform_code,
+        sform_code=loaded.sform_code,
+        spacing_mm=loaded.spacing_mm,
+    )
+    return prediction_row(prediction, mask, loaded.spacing_mm, plan)

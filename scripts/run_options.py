@@ -1,0 +1,54 @@
+"""The options of main.py: the rooms' own, and what only a whole run needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_loading.options import LoaderOptions
+from nnunet.options import InferenceOptions, LossOptions, NetworkOptions, OptimiserOptions, TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to run, on which data, where to write."""
+
+    exec_mode: Literal["train", "evaluate", "predict"] = "train"
+    """train: fit a model; evaluate: score a checkpoint on the fold's validation cases; predict: masks and classes."""
+    data: Path = Path("/data")
+    """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself."""
+    results: Path = Path("/results")
+    """Folder for checkpoints, logs and predictions."""
+    task: str = "01"
+    """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
+    dim: Literal[2, 3] = 3
+    """2: the slice-wise plan; 3: the volumetric one."""
+    fold: int = 0
+    """Which fold is held out for validation."""
+    nfolds: int = 5
+    """Number of folds, where the dataset brings no splits_final.json."""
+    seed: int = 1
+    """Decides every random number of the run."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    gpus: int = 1
+    """GPUs per node."""
+    nodes: int = 1
+    """Number of nodes."""
+    logname: str = "logs.json"
+    """Name of the DLLogger file in the results folder."""
+    ckpt_path: Path | None = None
+    """Checkpoint to predict with or to evaluate; unset: the best one in the results folder."""
+    input: Path | None = field(default=None, metadata={"aliases": ("-i",)})
+    """Scan or folder of scans to predict; unset: the preprocessed folder is predicted."""
+    output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
+    """Folder for predictions; unset: predictions in the results folder."""
+    save_preds: bool = False
+    """Write predictions of preprocessed cases as NumPy masks."""
+    loader: LoaderOptions = LoaderOptions()
+    network: NetworkOptions = NetworkOptions()
+    loss: LossOptions = LossOptions()
+    optimiser: OptimiserOptions = OptimiserOptions()
+    training: TrainingOptions = TrainingOptions()
+    inference: InferenceOptions = InferenceOptions()

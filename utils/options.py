@@ -139,7 +139,7 @@ def file_tokens(path: Path, leaves: dict[str, Leaf]) -> list[str]:
         leaf = leaves[name]
         if not _fits(value, leaf.kind):
             raise UserError(f"{path}: {name} should be {_kind_text(leaf.kind)}, got {value!r}. See --help.")
-        tokens += _as_typed(name, value, path)
+        tokens += _as_typed(leaf, value, path)
     return tokens
 
 
@@ -194,12 +194,12 @@ def _kind_text(kind: Any) -> str:
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _as_typed(name: str, value: Any, path: Path) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no_{name}"]
+def _as_typed(leaf: Leaf, value: Any, path: Path) -> list[str]:
+    if leaf.kind is bool:
+        return [f"--{leaf.name}" if value else f"--no_{leaf.name}"]
     if not isinstance(value, list):
-        return [f"--{name}={value}"]
+        return [f"--{leaf.name}={value}"]
     items = [str(item) for item in value]
     if any(isinstance(item, str) and item.startswith("-") for item in value):
-        raise UserError(f"{path}: an entry of {name} starts with a dash: {items}.")
-    return [f"--{name}", *items]
+        raise UserError(f"{path}: an entry of {leaf.name} starts with a dash: {items}.")
+    return [f"--{leaf.name}", *items]

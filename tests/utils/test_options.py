@@ -42,6 +42,7 @@ class Run:
     folds: tuple[int, ...] = (0,)
     patch: tuple[int, int, int] | None = None
     names: tuple[str, ...] = ()
+    batch_dice: bool | None = None
 
 
 def parse(*argv: str, toml: str | None = None, tmp_path: Path | None = None) -> Run:
@@ -76,6 +77,14 @@ def test_the_file_wins_over_the_defaults_and_the_command_line_over_the_file(tmp_
     toml = 'folder = "cases"\nlearning_rate = 2\namp = true\nmirror = false\nfolds = [3, 4]'
     run = parse("--no_amp", "--folds", "5", toml=toml, tmp_path=tmp_path)
     assert (run.optimiser_options.learning_rate, run.amp, run.mirror, run.folds) == (2.0, False, False, (5,))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_with_a_third_state_can_stand_in_the_file(value: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    assert parse("-i", "cases").batch_dice is None
+    assert (
+        parse("-i", "cases", toml=f"batch_dice = {str(value).lower()}", tmp_path=tmp_path).batch_dice is value
+    )
 
 
 def test_of_two_files_the_later_one_wins(tmp_path: Path) -> None:

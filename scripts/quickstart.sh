@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# From nothing to a report on synthetic data: bash scripts/quickstart.sh [OPTION_OF_MAIN_PY...]
+#
+# Everything lies below results/quickstart. Started again it reuses what is there: the data, the preprocessed cases and
+# the trained model; delete the folder to start over. The training's options are in scripts/presets/quickstart.toml.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+base=results/quickstart
+dataset=$base/data/Task500_Phantom
+model=$base/model
+predictions=$base/predictions
+report=$base/report
+run=(--data "$base/data" --results "$model" --task 500 --dim 3 --config scripts/presets/quickstart.toml "$@")
+
+step() { # NUMBER TEXT
+    printf '\n[%s/6] %3ds  %s\n' "$1" "$SECONDS" "$2"
+}
+
+step 1 "Environment"
+source scripts/setup_env.sh run
+echo "$PYTHON"
+
+step 2 "Synthetic dataset: volumes with a pancreas, a lesion and one of three subtypes"
+if [ -f "$dataset/dataset.json" ]; then
+    echo "$dataset is there."
+else
+    "$PYTHON" download.py --task phantom --results "$base/data"
+fi
+
+step 3 "Preprocess: orient, crop, normalise, resample, plan"
+"$PYTHON" preprocess.py --data "$base/data" --results "$base/data" --task 500 --dim 3
+
+step 4 "Train segmentation and classification together"
+if [ -f "$model/.trained" ]; then
+    echo "$model holds a trained model."
+else
+    "$PYTHON" main.py --exec_mode train "${run[@]}"
+    touch "$model/.trained"
+fi
+
+step 5 "Predict scans the model has not seen"
+"$PYTHON" main.py --exec_mode predict "${run[@]}" -i "$dataset/imagesTs" -o "$predictions"
+
+step 6 "Evaluate against the references"
+"$PYTHON" evaluate.py --preds "$predictions" --lbls "$dataset/labelsTs" --results "$report"
+
+printf '\nDone in %d s. Open %s/report.html\n' "$SECONDS" "$report"

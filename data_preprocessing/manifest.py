@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_preprocessing.normalisers import NORMALISERS
+from data_preprocessing.planning import PlannerOptions
 from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
 from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
@@ -50,6 +52,7 @@ class Manifest:
     mode: str
     dtype: str
     rules: str  # hash of what the plan says about the arrays
+    planner: str  # hash of the options that the plan was made with
     cases: tuple[CaseInputs, ...]
 
 
@@ -101,11 +104,20 @@ def refuse_changed(inputs: CaseInputs) -> None:
             )
 
 
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def planner_hash(options: PlannerOptions, *, configuration: str, foreground_channel: bool) -> str:
+    """Hash of everything but the fingerprint that a plan follows from."""
+    return _hash([options, configuration, foreground_channel])
+
+
 def rules_hash(plan: Plan, *, mode: str) -> str:
     """Hash of the parts of `plan` that decide the arrays of a case.
 
-    Dataset statistics count only for the normalisers that use them, the patch only where volumes are padded to
-    it: a new MR case then leaves the others valid.
+    Dataset statistics count only for the normalisers that use them, the patch only where volumes are padded:
+    a new MR case then leaves the others valid.
     """
     statistics = [
         stats if NORMALISERS[name].uses_dataset_statistics else None
@@ -122,7 +134,7 @@ def rules_hash(plan: Plan, *, mode: str) -> str:
         "ignore_label": plan.ignore_label,
         "patch": plan.patch if mode == "training" else plan.patch[0] == 1,
     }
-    return hashlib.sha256(json.dumps(to_plain(decisive), sort_keys=True).encode()).hexdigest()
+    return _hash(decisive)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -74,6 +74,7 @@ class PreparedArrays:
     original_label: np.ndarray | None  # cropped, not resampled, as drawn
     foreground: np.ndarray | None
     has_mask: bool  # whether an expert drew one
+    meta: np.ndarray | None  # the crop as NVIDIA's tools read it, preset nvidia only
     footprint: Footprint
 
 
@@ -99,7 +100,7 @@ def crop_case(loaded: LoadedCase, *, axis_order: Shape = (0, 1, 2), preset: str 
 
 
 def prepare_case(loaded: LoadedCase, plan: Plan, *, mode: Mode = "training") -> PreparedArrays:
-    """Crop, normalise, resample and, for training, pad to the patch; `NVIDIA` tells the order of each preset."""
+    """Crop, normalise, resample and, for training, pad to the patch; `NVIDIA` tells each preset's order."""
     cropped = crop_case(loaded, axis_order=plan.axis_order, preset=plan.preset)
     target_mm = target_spacing(plan, cropped.spacing_mm)
     new_shape = resampled_shape(
@@ -115,13 +116,15 @@ def prepare_case(loaded: LoadedCase, plan: Plan, *, mode: Mode = "training") -> 
     image = geometry.pad(image, padding)
     if label is not None:
         label = geometry.pad(label, padding, fill=0 if plan.preset == NVIDIA else OUTSIDE_LABEL)
+    footprint = _footprint(loaded, plan, cropped, new_shape, padding)
     return PreparedArrays(
         image=image,
         label=None if label is None else label[None],
         original_label=None if cropped.label is None else cropped.label[None],
         foreground=None if label is None else foreground_table(label, ignore_label=plan.ignore_label),
         has_mask=cropped.label is not None,
-        footprint=_footprint(loaded, plan, cropped, new_shape, padding),
+        meta=_meta(footprint) if plan.preset == NVIDIA else None,
+        footprint=footprint,
     )
 
 
@@ -214,8 +217,8 @@ def _footprint(
 def write_prepared(folder: Path, case: RawCase, arrays: PreparedArrays, *, dtype: str) -> PreprocessedCase:
     """Write the files of one case, its record last, and return the record.
 
-    A training case without a mask still has its `_y.npy` (the ignore value, or -1), so that the lists of files
-    are equal; its record then names no foreground table.
+    A training case without a mask still has its `_y.npy` (the ignore value, or -1), so that the lists of
+    files are equal; its record then names no foreground table.
     """
     image = arrays.image
     if dtype == "float16":
@@ -225,7 +228,7 @@ def write_prepared(folder: Path, case: RawCase, arrays: PreparedArrays, *, dtype
         LABEL: arrays.label,
         ORIGINAL_LABEL: arrays.original_label,
         FOREGROUND: arrays.foreground,
-        META: _meta(arrays.footprint),
+        META: arrays.meta,
     }
     for suffix, array in files.items():
         if array is not None:

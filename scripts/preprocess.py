@@ -1,0 +1,86 @@
+"""Raw dataset -> preprocessed folder: check, measure, plan, prepare; a rerun redoes only what changed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_preprocessing.planning import PlannerOptions
+from utils.command import run_command
+from utils.errors import DatasetError, UserError
+from utils.options import parse
+from utils.run_log import say
+
+DESCRIPTION = "Turn a raw dataset (Decathlon or nnU-Net v2 layout) into a folder that training reads."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessOptions:
+    """What `preprocess.py` may be told."""
+
+    data: Path = Path("/data")
+    """Folder that holds the raw dataset."""
+    results: Path = Path("/data")
+    """Folder for the results; they land in <results>/<task>_<dim>d."""
+    task: str = "01"
+    """Dataset: its number (04, 10), its folder name, or a path."""
+    dim: Literal[2, 3] = 3
+    """Dimension of the network: 3 for volumes, 2 for slices."""
+    exec_mode: Literal["training", "val", "test"] = "training"
+    """training: plan, and prepare images with labels. val: the same cases as inference sees them. test: the
+    cases without labels. val and test use the plan of training and land in val/ and test/ of its folder."""
+    lowres: bool = False
+    """Prepare the low-resolution configuration of the cascade, into <results>/<task>_3d_lowres."""
+    ohe: bool = False
+    """Add an input channel that is 1 where a voxel belongs to the non-zero part of the scan."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Number type of the stored images."""
+    n_jobs: int = -1
+    """Processes that work on cases at the same time; -1: one per core."""
+    keep_plan: bool = False
+    """Keep the plan of the folder although the dataset has changed since."""
+    allow_external: bool = False
+    """Accept a dataset.json that names files outside the dataset folder."""
+    verbose: bool = False
+    """Print shape, spacing, mean, deviation and seconds of every case."""
+    planner: PlannerOptions = field(default_factory=PlannerOptions)
+
+
+def run(options: PreprocessOptions) -> Path:
+    """Prepare the cases and return their folder; raises UserError with everything that is wrong."""
+    # Imported here, so that --help does not wait for the readers.
+    from data_preprocessing.workers import prepare_cases
+    from scripts import preprocess_steps as steps
+
+    if options.n_jobs == 0:
+        raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
+    start_s = time.perf_counter()
+    work = steps.open_work(options)
+    found = steps.survey(work, options)
+    plan = steps.choose_plan(work, found, options)
+    recipe, todo = steps.start_folder(work, found, plan, options)
+    outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs)
+    for outcome in outcomes:
+        if outcome.error:
+            say(f"Case {outcome.case_id} failed. {outcome.error}")
+        elif options.verbose:
+            print(outcome)
+    if failed := [outcome.case_id for outcome in outcomes if outcome.error]:
+        raise DatasetError(f"{len(failed)} of {len(outcomes)} cases failed: {failed}. The others are ready.")
+    print(steps.summary(work, len(outcomes), time.perf_counter() - start_s))
+    return work.folder
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    run(parse(PreprocessOptions, sys.argv[1:], program="preprocess.py", description=DESCRIPTION))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,221 @@
+"""The steps of `preprocess`: find the work, check it, choose the plan, open the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_preprocessing.dataset import describe_dataset, find_dataset, task_code
+from data_preprocessing.faults import errors_of
+from data_preprocessing.fingerprint import summarise
+from data_preprocessing.integrity import CaseCheck, _absent_labels, _copies
+from data_preprocessing.manifest import (
+    FORMAT_VERSION,
+    CaseInputs,
+    Manifest,
+    current_inputs,
+    outdated_cases,
+    planner_hash,
+    read_manifest,
+    rules_hash,
+    start_manifest,
+)
+from data_preprocessing.plan_check import validate_plan
+from data_preprocessing.planning import plan_experiment
+from data_preprocessing.prepare import with_foreground_channel
+from data_preprocessing.survey import CaseSurvey
+from data_preprocessing.workers import Recipe, survey_cases
+from utils import prepared_folder
+from utils.contracts import Dataset, Fingerprint, Plan, RawCase
+from utils.errors import DatasetError, Fault, StorageFault, UserError
+from utils.run_log import say
+from utils.storage import read_json, read_record, write_json
+
+if TYPE_CHECKING:
+    from scripts.preprocess import PreprocessOptions
+
+FAULTS = "faults.json"
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is to be done: which cases, into which folder, and what that folder holds already."""
+
+    dataset: Dataset
+    cases: tuple[RawCase, ...]
+    faults: tuple[Fault, ...]  # of the description
+    configuration: str
+    plan_folder: Path  # where fingerprint and plan lie
+    folder: Path
+    before: Manifest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """The inputs of every case as they were read, and the fingerprint where it was asked for."""
+
+    inputs: dict[str, CaseInputs]
+    fingerprint: Fingerprint | None
+
+
+def open_work(options: PreprocessOptions) -> Work:
+    """Read the description of the dataset and look into the folder of the results."""
+    root = find_dataset(options.data, options.task)
+    reading = describe_dataset(root, allow_external=options.allow_external)
+    if options.lowres and options.dim == 2:
+        raise UserError("There is no low-resolution 2-D configuration. Drop --lowres, or use --dim 3.")
+    suffix = "3d_lowres" if options.lowres else f"{options.dim}d"
+    plan_folder = options.results / f"{task_code(root)}_{suffix}"
+    is_training = options.exec_mode == "training"
+    folder = plan_folder if is_training else plan_folder / options.exec_mode
+    cases = reading.dataset.test if options.exec_mode == "test" else reading.dataset.training
+    if not cases and not errors_of(reading.faults):
+        raise DatasetError(f"{root} has no cases for --exec_mode {options.exec_mode}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFault(f"{folder} cannot be created: {error.strerror}.") from error
+    return Work(
+        dataset=reading.dataset,
+        cases=cases,
+        faults=reading.faults,
+        configuration=suffix if suffix != "3d" else "3d_fullres",
+        plan_folder=plan_folder,
+        folder=folder,
+        before=read_manifest(folder),
+    )
+
+
+def survey(work: Work, options: PreprocessOptions) -> Findings:
+    """Check the cases that changed since the last run; a training set that changed is measured as a whole."""
+    is_training = options.exec_mode == "training"
+    if errors_of(work.faults):
+        _report_faults(work, work.faults)
+    known = current_inputs(work.before, work.cases)
+    fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
+    had_same_cases = work.before is not None and len(work.before.cases) == len(work.cases) == len(known)
+    if had_same_cases and (fingerprint_file.is_file() or not is_training):
+        stored = read_record(Fingerprint, fingerprint_file) if is_training else None
+        if stored is None or _describes(stored, work.dataset):
+            return Findings(inputs=known, fingerprint=stored)
+    pending = [case for case in work.cases if is_training or case.case_id not in known]
+    surveys = survey_cases(pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training)
+    _report_faults(work, (*work.faults, *_case_faults(work, pending, surveys, is_training=is_training)))
+    inputs = known | {item.check.case_id: item.inputs for item in surveys if item.inputs}
+    measured = [item.measurement for item in surveys if item.measurement]
+    return Findings(inputs=inputs, fingerprint=summarise(work.dataset, measured) if is_training else None)
+
+
+def _describes(fingerprint: Fingerprint, dataset: Dataset) -> bool:
+    """Whether the names that the fingerprint carries are still those of the dataset."""
+    return (fingerprint.channel_names, fingerprint.label_names, fingerprint.class_names) == (
+        dataset.channel_names,
+        dataset.label_names,
+        dataset.class_names,
+    )
+
+
+def _case_faults(
+    work: Work, cases: Sequence[RawCase], surveys: Sequence[CaseSurvey], *, is_training: bool
+) -> tuple[Fault, ...]:
+    checks: list[CaseCheck] = [item.check for item in surveys]
+    faults = [fault for check in checks for fault in check.faults]
+    across = [*_copies(cases, checks), *_absent_labels(work.dataset, checks)] if is_training else []
+    return (*faults, *across)
+
+
+def _report_faults(work: Work, faults: Sequence[Fault]) -> None:
+    """Print one line per fault, keep them as JSON, and stop if one of them is an error."""
+    file = work.folder / FAULTS
+    if not faults:
+        file.unlink(missing_ok=True)
+        return
+    for fault in faults:
+        say(str(fault))
+    write_json(file, list(faults))
+    if errors := errors_of(faults):
+        bad = len({fault.case_id for fault in errors})
+        raise DatasetError(
+            f"{work.dataset.root}: {len(errors)} errors in {bad} places, listed above and in {file}. "
+            "Nothing was prepared."
+        )
+
+
+def choose_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan:
+    """The plan in the folder where it still holds, else a new one; val and test take that of training."""
+    path = work.plan_folder / prepared_folder.PLAN
+    if options.exec_mode != "training" or (options.keep_plan and path.is_file()):
+        return _stored_plan(work, path)
+    assert found.fingerprint is not None
+    fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
+    has_same_options = work.before is not None and work.before.planner == _planner_hash(work, options)
+    if has_same_options and path.is_file() and fingerprint_file.is_file():
+        if read_record(Fingerprint, fingerprint_file) == found.fingerprint:
+            return _stored_plan(work, path)
+        say("The dataset has changed since the last run, so it is planned anew (--keep_plan prevents that).")
+    plan = plan_experiment(
+        found.fingerprint,
+        configuration=work.configuration,
+        options=options.planner,
+        regions=work.dataset.regions,
+        ignore_label=work.dataset.ignore_label,
+    )
+    return with_foreground_channel(plan) if options.ohe else plan
+
+
+def _stored_plan(work: Work, path: Path) -> Plan:
+    plan = prepared_folder.read_plan(work.plan_folder)
+    validate_plan(plan)
+    if plan.channel_names[: len(work.dataset.channel_names)] != work.dataset.channel_names:
+        raise DatasetError(
+            f"{path} is for the channels {plan.channel_names}, but the dataset has "
+            f"{work.dataset.channel_names}. Delete the plan, and run --exec_mode training again."
+        )
+    say(f"Using the plan in {path}.")
+    return plan
+
+
+def _planner_hash(work: Work, options: PreprocessOptions) -> str:
+    return planner_hash(options.planner, configuration=work.configuration, foreground_channel=options.ohe)
+
+
+def start_folder(
+    work: Work, found: Findings, plan: Plan, options: PreprocessOptions
+) -> tuple[Recipe, list[tuple[RawCase, CaseInputs]]]:
+    """Write the descriptions, remove what is out of date, and list the cases that are to be prepared."""
+    after = Manifest(
+        version=FORMAT_VERSION,
+        mode=options.exec_mode,
+        dtype=options.dtype,
+        rules=rules_hash(plan, mode=options.exec_mode),
+        planner=_planner_hash(work, options),
+        cases=tuple(found.inputs[case.case_id] for case in work.cases),
+    )
+    outdated = set(outdated_cases(work.folder, work.before, after))
+    write_json(work.folder / prepared_folder.PLAN, plan)
+    if found.fingerprint is not None:
+        write_json(work.folder / prepared_folder.FINGERPRINT, found.fingerprint)
+    write_json(work.folder / prepared_folder.DATASET, work.dataset)
+    splits = work.dataset.root / prepared_folder.SPLITS
+    if splits.is_file():
+        write_json(work.folder / prepared_folder.SPLITS, read_json(splits))
+    # The manifest last: until it is there, the next run sees the old state and decides again.
+    start_manifest(work.folder, after, outdated)
+    recipe = Recipe(
+        dataset=work.dataset, plan=plan, folder=work.folder, mode=options.exec_mode, dtype=options.dtype
+    )
+    return recipe, [(case, found.inputs[case.case_id]) for case in work.cases if case.case_id in outdated]
+
+
+def summary(work: Work, num_prepared: int, seconds: float) -> str:
+    """One line for the end of the run."""
+    size = sum(path.stat().st_size for path in work.folder.iterdir() if path.is_file()) / MEGABYTE
+    kept = len(work.cases) - num_prepared
+    return (
+        f"Prepared {num_prepared} cases in {seconds:.1f} s"
+        + (f", {kept} were up to date" if kept else "")
+        + f": {work.folder} ({len(work.cases)} cases, {size:.1f} MB)"
+    )

@@ -43,6 +43,7 @@ step 5 "Predict scans the model has not seen"
 "$PYTHON" main.py --exec_mode predict "${run[@]}" -i "$dataset/imagesTs" -o "$predictions"
 
 step 6 "Evaluate against the references"
-"$PYTHON" evaluate.py --preds "$predictions" --lbls "$dataset/labelsTs" --results "$report"
+"$PYTHON" evaluate.py --preds "$predictions" --lbls "$dataset/labelsTs" --results "$report" \
+    --logs "$model/logs.json"
 
 printf '\nDone in %d s. Open %s/report.html\n' "$SECONDS" "$report"

@@ -22,6 +22,7 @@ MAX_HEADER_BYTES = 64 * 2**20  # header and extensions together
 HEADER_BYTES = 544  # NIfTI-2 header (540) and the extension flag; NIfTI-1 needs fewer
 SHEAR_LIMIT = 1e-3  # cosine between two axes that should be perpendicular
 FORM_TOLERANCE_MM = 0.1  # how far qform and sform may put the same corner apart
+UNIT_TOLERANCE = 1e-5  # by which a float32 quaternion may be longer than one
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-5, 1e4  # both excluded; outside, the unit is wrong
 LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "millimetres", 3: "micrometres"}
 
@@ -265,10 +266,10 @@ def _qform(fields: Any) -> np.ndarray:
     vector = b * b + c * c + d * d
     affine = np.full((4, 4), np.nan)
     affine[3] = [0, 0, 0, 1]
-    if not math.isfinite(vector) or vector > 1 + 1e-5:
+    spacing = np.abs(fields["pixdim"][1:4].astype(np.float64))
+    if not math.isfinite(vector) or vector > 1 + UNIT_TOLERANCE or not np.isfinite(spacing).all():
         return affine
     rotation = Rotation.from_quat([b, c, d, math.sqrt(max(0.0, 1 - vector))]).as_matrix()
-    spacing = np.abs(fields["pixdim"][1:4].astype(np.float64))
     handedness = -1.0 if float(fields["pixdim"][0]) < 0 else 1.0
     affine[:3, :3] = rotation * spacing * [1.0, 1.0, handedness]
     affine[:3, 3] = fields["qoffset"]

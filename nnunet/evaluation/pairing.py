@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,12 @@ def pair_masks(
         )
     if not set(references).intersection(predictions):
         raise DatasetError(
-            f"No prediction has the name of a reference; predictions: {_listed(sorted(predictions))}; "
-            f"references: {_listed(sorted(references))}."
+            f"No prediction has the name of a reference; predictions: {listed(sorted(predictions))}; "
+            f"references: {listed(sorted(references))}."
         )
     if missing and not allow_missing:
         raise DatasetError(
-            f"{len(missing)} of {len(references)} cases have no prediction: {_listed(missing)}. Predict "
+            f"{len(missing)} of {len(references)} cases have no prediction: {listed(missing)}. Predict "
             "them, name the fold with --splits and --fold, or count them as failures with --allow_missing."
         )
     pairs = tuple(
@@ -76,10 +76,11 @@ def pair_masks(
 def keep_cases(references: Mapping[str, Path], case_ids: tuple[str, ...]) -> dict[str, Path]:
     """The references of `case_ids` only; a case without one is an error."""
     if unknown := sorted(set(case_ids) - set(references)):
-        raise DatasetError(f"The split names cases without a reference mask: {_listed(unknown)}.")
+        raise DatasetError(f"The split names cases without a reference mask: {listed(unknown)}.")
     return {case_id: references[case_id] for case_id in case_ids}
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, cut short when there are many."""
     shown = ", ".join(names[:MAX_NAMES_SHOWN]) or "none"
     return shown + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")

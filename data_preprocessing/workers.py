@@ -114,6 +114,6 @@ def _run_parallel(jobs: Sequence[Any], *, num_jobs: int, label: str) -> Iterator
         yield from progress(pool(jobs), total=len(jobs), label=label)
     except TerminatedWorkerError as error:
         raise EnvironmentFault(
-            f"A process was killed while it worked on a case, most likely because memory ran out ({available} at "
-            f"a time). Start again with --n_jobs {max(1, available // 2)}; finished cases are kept."
+            f"A process was killed while it worked on a case, probably because memory ran out ({available} "
+            f"at a time). Start again with --n_jobs {max(1, available // 2)}; finished cases are kept."
         ) from error

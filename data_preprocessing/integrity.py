@@ -59,7 +59,13 @@ def check_dataset(dataset: Dataset, *, num_jobs: int) -> tuple[Fault, ...]:
     checks = Parallel(n_jobs=num_jobs)(delayed(check_case)(case, declared) for case in cases)
     found = [check for check in checks if check is not None]
     faults = [fault for check in found for fault in check.faults]
-    return (*faults, *_copies(cases, found), *_absent_labels(dataset, found))
+    return (*faults, *faults_across(dataset, found))
+
+
+def faults_across(dataset: Dataset, checks: Sequence[CaseCheck]) -> tuple[Fault, ...]:
+    """What only shows when all cases are known: the same image twice, a label that never occurs."""
+    cases = (*dataset.training, *dataset.test)
+    return (*_copies(cases, checks), *_absent_labels(dataset, checks))
 
 
 def _without_cases(dataset: Dataset) -> Dataset:

@@ -120,7 +120,9 @@ def print_result(
     table = Table("label", title=f"Dice over {len(segmentation.cases)} cases")
     for column in ("cases", "mean", "95 % interval", "median", "lowest"):
         table.add_column(column, justify="right")
-    for item in (*segmentation.structures, segmentation.whole_organ):
+    # With one label the whole organ is the same mask.
+    whole = (segmentation.whole_organ,) if len(segmentation.structures) > 1 else ()
+    for item in (*segmentation.structures, *whole):
         numbers = (item.mean_dice, item.median_dice, item.min_dice)
         mean, median, lowest = (number_text(number) for number in numbers)
         # Text, not markup: a label may be called [bold].

@@ -20,9 +20,9 @@ Box = tuple[slice, slice]
 
 REFERENCE_COLOUR = "#35d0ff"
 PREDICTION_COLOUR = "#ff9d2e"
-BAR_COLOUR = "#3d7fb8"
+BAR_COLOUR = "#4f93cc"
 TEXT_COLOUR = "#7d8590"  # about 4:1 on white and on near-black
-LINE_COLOURS = ("#3d7fb8", "#d9822b", "#4a9d6e", "#b0568f", "#8a7a3c")
+LINE_COLOURS = ("#4f93cc", "#d9822b", "#4a9d6e", "#b0568f", "#8a7a3c")
 WINDOW_PERCENTILES = (1.0, 99.0)
 DOTS_PER_INCH = 160
 ZOOM_SHARE = 0.5  # a structure smaller than this share of the slice, along both axes, is also shown enlarged
@@ -121,7 +121,7 @@ def dice_distribution_png(names: Sequence[str], dice: Sequence[np.ndarray]) -> b
     """One column per structure: a dot for every case that has a Dice, a box for the quartiles."""
     figure = Figure(
         facecolor="none",
-        figsize=(min(2.2 + 1.1 * len(names), 11), 3.4),
+        figsize=(min(max(2.2 + 1.1 * len(names), 5.0), 11.0), 3.4),
         dpi=DOTS_PER_INCH,
         layout="constrained",
     )

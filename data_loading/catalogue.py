@@ -17,7 +17,7 @@ READABLE_IMAGE_TYPES = ("float16", "float32")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ForegroundTable:
-    """Where the foreground of one case lies: `labels[i]` owns the rows `starts[i]:stops[i]` of `positions`."""
+    """Where the foreground of a case lies: `labels[i]` owns the rows `starts[i]:stops[i]` of `positions`."""
 
     labels: tuple[int, ...]
     starts: tuple[int, ...]
@@ -36,7 +36,7 @@ class Entry:
 
 
 def read_foreground(path: Path) -> ForegroundTable:
-    """The foreground table of one case: int32 rows (label, d, h, w) behind a first row with the volume's shape."""
+    """The foreground table of a case: int32 rows (label, d, h, w) behind a row with the volume's shape."""
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype != np.int32 or len(rows) < 1:
         raise DatasetError(
@@ -70,7 +70,8 @@ def build_catalogue(cases: Sequence[PreprocessedCase], plan: Plan) -> tuple[Entr
         raise DatasetError("\n".join(faults))
     if len({entry.image_type for entry in entries}) > 1:
         raise DatasetError(
-            f"{entries[0].case.image.parent} mixes float16 and float32 images. Run preprocess.py again with one --dtype."
+            f"{entries[0].case.image.parent} mixes float16 and float32 images. "
+            "Run preprocess.py again with one --dtype."
         )
     return tuple(entries)
 

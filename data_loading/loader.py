@@ -35,8 +35,8 @@ class TrainingLoader:
     """Endless augmented patches, cut into epochs of `len(loader)` steps.
 
     `state_dict` holds the number of batches delivered and DALI's own checkpoint; a loader that loads it
-    delivers, bit for bit, the batches that would have followed. It has a length so that Lightning does not fetch
-    one batch ahead of the position it saves.
+    delivers, bit for bit, the batches that would have followed. It has a length so that Lightning does not
+    fetch one batch ahead of the position it saves.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ class LoaderOptions:
     oversampling: float = 0.33
     """Share of each batch whose window is centred on a foreground voxel."""
     augment: tuple[str, ...] = ("noise", "brightness", "mirror")
-    """Augmentations in order, each a name with its options behind it, as in noise:probability=0.2; none: no augmentation."""
+    """Augmentations in order: noise, brightness, mirror; options as in noise:probability=0.2; or none."""
     steps_per_epoch: int = 0
     """Training steps per epoch, cases drawn with replacement; 0: one pass over the cases."""
     num_workers: int = 4

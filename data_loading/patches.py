@@ -27,7 +27,7 @@ class SamplingRule:
     """How windows are drawn.
 
     With `steps_per_epoch` > 0 cases are drawn uniformly with replacement (Isensee et al. 2021); with 0 each
-    epoch passes once over a shuffled list, filled up with copies of weight 0 so that every rank steps equally.
+    epoch passes once over a shuffled list, filled up with copies of weight 0 so that all ranks step equally.
     The last samples of a batch are centred on foreground: sample i where i >= round(batch * (1 - share)).
     """
 

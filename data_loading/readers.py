@@ -39,7 +39,7 @@ class WindowSource:
         self.volumes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
-        """(image (C, D, H, W), label (1, D, H, W), entry (1,), weight (1,), one drawn vector per augmentation)."""
+        """Image (C, D, H, W), label (1, D, H, W), entry (1,), weight (1,), one vector per augmentation."""
         rule = self.rule
         index = (sample.iteration * rule.world_size + self.rank) * rule.batch_size + sample.idx_in_batch
         random = generator_for(self.stream, index)
@@ -78,7 +78,7 @@ class VolumeSource:
         self.places = tuple(range(rank, len(self.entries), world_size))
 
     def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
-        """(image (C, D, H, W), label (1, D, H, W), entry (1,)) of the next case; starts again after the last."""
+        """Image (C, D, H, W), label (1, D, H, W), entry (1,) of the next case; after the last, the first."""
         place = self.places[sample.iteration % len(self.places)]
         image, label = _map_volumes(self.entries[place])
         return np.ascontiguousarray(image), np.ascontiguousarray(label), np.array([place], np.int64)

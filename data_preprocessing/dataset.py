@@ -132,8 +132,8 @@ def _training_cases(folder: DatasetFolder, data: dict[str, Any], faults: list[Fa
 
 def _test_cases(folder: DatasetFolder, data: dict[str, Any], faults: list[Fault]) -> list[RawCase]:
     images = folder.root / "imagesTs"
-    if "test" in data and "channel_names" not in data:
-        if not images.is_dir() and data["test"]:
+    if "test" in data:
+        if "channel_names" not in data and not images.is_dir() and data["test"]:
             what = "the test images are listed, but the folder is missing; there will be no test cases."
             faults.append(make_fault("W103", images, what, "fetch the test images if they are needed."))
             return []

@@ -28,7 +28,7 @@ class Architecture:
 
 @final
 class MultiTaskUNet(nn.Module):
-    """The U-Net of a plan (Ronneberger et al. 2015; Isensee et al. 2021) with a branch for the case's class."""
+    """The U-Net of a plan (Ronneberger et al. 2015; Isensee et al. 2021) and a branch for the class."""
 
     def __init__(self, plan: Plan, architecture: Architecture) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class MultiTaskUNet(nn.Module):
         initialise(self, architecture.negative_slope)
 
     def forward(self, image: Tensor) -> ModelOutput:
-        """Label logits (B, L, D, H, W), finest first and in training at every supervised resolution; class logits."""
+        """Label logits (B, L, D, H, W), finest first, in training at all supervised sizes; class logits."""
         features = self.encoder(flatten_depth(image, self.dims))
         logits = self.decoder(features)
         class_logits = None if self.branch is None else self.branch(features, logits[0])

@@ -13,7 +13,7 @@ class NetworkOptions:
     encoder: str = "plain"
     """What changes features: plain."""
     branch: str = "roi_pooled"
-    """What turns features into class logits: roi_pooled, simple, with options behind a colon; none: no class output."""
+    """What turns features into class logits: roi_pooled or simple, options behind a colon; none: no class."""
     norm: Literal["instance", "batch", "group"] = "instance"
     """Normalisation after each convolution."""
     negative_slope: float = 0.01
@@ -85,7 +85,7 @@ class TrainingOptions:
     save_ckpt: bool = True
     """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt."""
     resume_training: bool = False
-    """Continue from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch and loader."""
+    """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
     npz: bool = False
     """Keep the label probabilities of the final validation as .npy (float16)."""
 

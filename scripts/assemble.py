@@ -14,7 +14,8 @@ from nnunet.inference.sliding_window import WindowRule
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
 from nnunet.network import Architecture, default_outputs, output_shapes
 from nnunet.options import InferenceOptions, LossOptions, NetworkOptions
-from nnunet.training.trainer import Machine
+from nnunet.training.module import ModuleSettings
+from nnunet.training.trainer import Machine, epochs_of
 from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError
@@ -36,18 +37,16 @@ def prepared_folder(options: RunOptions) -> Path:
     """`--data` itself where it is a preprocessed folder, else `<data>/<task>_<dim>d`."""
     if (options.data / PLAN).is_file():
         return options.data
-    code = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0])) or options.task
-    names = (
-        [f"{code}_{options.dim}d", f"{int(code):02d}_{options.dim}d", f"{int(code):03d}_{options.dim}d"]
-        if (code.isdigit())
-        else [f"{code}_{options.dim}d"]
-    )
+    digits = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0]))
+    # MSD numbers have two digits, nnU-Net's three; people write either, or neither.
+    codes = [options.task] if not digits else [digits, f"{int(digits):02d}", f"{int(digits):03d}"]
+    names = [f"{code}_{options.dim}d" for code in codes]
     for name in names:
         if (options.data / name / PLAN).is_file():
             return options.data / name
     raise DatasetError(
-        f"{options.data} has no preprocessed folder {names[0]}. Run: python preprocess.py --data {options.data} "
-        f"--results {options.data} --task {options.task} --dim {options.dim}"
+        f"{options.data} has no preprocessed folder {names[0]}. "
+        f"Run: python preprocess.py --data {options.data} --results {options.data} --task {options.task} --dim {options.dim}"
     )
 
 
@@ -65,6 +64,19 @@ def read_fold(options: RunOptions) -> FoldCases:
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
     )
+
+
+def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
+    """The cases of `--data` if it is itself a folder of prepared cases (val/, test/), else of its test/.
+
+    Where there is no test/ either, the validation cases of the fold.
+    """
+    if not (options.data / PLAN).is_file() and (cases := list_prepared(options.data)):
+        return cases
+    test = prepared_folder(options) / "test"
+    if test.is_dir() and (cases := list_prepared(test)):
+        return cases
+    return read_fold(options).validation
 
 
 def _choose_fold(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> Fold:
@@ -120,6 +132,17 @@ def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> Windo
         blend=options.blend,
         batch_size=options.val_batch_size,
         mirror=mirror,
+    )
+
+
+def module_settings(options: RunOptions, plan: Plan, steps_per_epoch: int) -> ModuleSettings:
+    """What the Lightning module needs; validation in training never mirrors, the final one may."""
+    return ModuleSettings(
+        optimiser=options.optimiser,
+        window=window_rule(options.inference, plan, mirror=False),
+        total_steps=epochs_of(options.training) * steps_per_epoch,
+        time_budget=options.training.time_budget,
+        compile=options.training.compile,
     )
 
 

@@ -1,2 +1,133 @@
-def validate_fold(options, fold, best, run_log):
-    pass
+"""The story that ends a training: predict the held-out cases whole, score them on their own grid, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet.evaluation.bootstrap import Resampling
+from nnunet.evaluation.classification import (
+    AreaUnderCurve,
+    ClassificationSummary,
+    auc_of_score,
+)
+from nnunet.evaluation.overlap import CaseOverlap
+from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
+from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
+from nnunet.evaluation.tables import write_overlap_table
+from scripts.assemble import FoldCases
+from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
+from scripts.model_run import PredictionRow, open_model, prediction_row, write_predictions_table
+from scripts.prepared_prediction import (
+    draw_extremes,
+    predict_prepared,
+    score_answer,
+    score_classes,
+    write_mask,
+)
+from scripts.run_options import RunOptions
+from utils.contracts import NO_CLASS, PreprocessedCase
+from utils.run_log import RUN_SUMMARY, RunLog
+from utils.storage import write_array, write_json
+
+FOLDER = "validation"
+METRICS_FILE = "final_metrics.json"
+
+
+def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: RunLog) -> Path:
+    """Write masks, tables, final_metrics.json and report.html for the fold's validation cases."""
+    started = time.perf_counter()
+    run = open_model(options, checkpoint)
+    plan = run.model.plan
+    masks = options.results / FOLDER
+    overlaps: list[CaseOverlap] = []
+    rows: list[PredictionRow] = []
+    for answer in predict_prepared(run, fold.validation):
+        write_mask(masks, answer)
+        spacing_mm = answer.case.footprint.native_spacing_mm
+        rows.append(prediction_row(answer.prediction, answer.mask, spacing_mm, plan))
+        if options.training.npz:
+            path = masks / f"{answer.case.case_id}_probs.npy"
+            write_array(path, answer.prediction.label_probs.astype(np.float16))
+        if overlap := score_answer(answer, plan, masks):
+            overlaps.append(overlap)
+    write_predictions_table(masks / PREDICTIONS_FILE, rows, plan)
+
+    patients = {case.case_id: case.patient_id for case in fold.validation}
+    groups = tuple(patients[overlap.case_id] for overlap in overlaps)
+    segmentation = summarise_segmentation(overlaps, resampling=Resampling(seed=options.seed, groups=groups))
+    classes = score_classes(
+        fold.validation,
+        [row.class_probs for row in rows],
+        plan,
+        Resampling(seed=options.seed, groups=tuple(patients.values())),
+    )
+    volume_auc = _volume_auc(fold.validation, rows)
+    write_summaries(masks, overlaps)
+    write_overlap_table(masks / "metrics.csv", overlaps)
+    metrics = _metrics(segmentation, classes, volume_auc)
+    metrics |= {"checkpoint": str(checkpoint), "seconds": round(time.perf_counter() - started, 3)}
+    write_json(options.results / METRICS_FILE, metrics)
+    run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
+
+    log = options.results / options.logname
+    page = ReportPage(
+        title=f"Validation of {plan.dataset}, fold {options.fold}",
+        facts=_facts(options, fold, checkpoint),
+        segmentation=segmentation,
+        classification=classes,
+        volume_auroc=volume_auc,
+        overlays=draw_extremes(overlaps, fold.validation, masks),
+        curves=read_curves(log, CURVES) if log.is_file() else (),
+    )
+    report = options.results / REPORT_FILE
+    write_report(report, page)
+    print_result(segmentation, classes, report)
+    return report
+
+
+def _volume_auc(cases: Sequence[PreprocessedCase], rows: Sequence[PredictionRow]) -> AreaUnderCurve | None:
+    """How well the predicted volume alone tells two classes apart: what a classifier has to beat."""
+    target = np.array([case.class_target for case in cases])
+    if (target == NO_CLASS).any() or set(target.tolist()) != {0, 1}:
+        return None
+    return auc_of_score(target, np.array([row.volumes_ml[-1] for row in rows]))
+
+
+def _facts(options: RunOptions, fold: FoldCases, checkpoint: Path) -> tuple[Fact, ...]:
+    return (
+        Fact(name="Dataset", value=fold.plan.dataset),
+        Fact(name="Configuration", value=fold.plan.configuration),
+        Fact(
+            name="Fold",
+            value=f"{options.fold}: {len(fold.training)} training, {len(fold.validation)} validation",
+        ),
+        Fact(name="Checkpoint", value=str(checkpoint)),
+        Fact(name="Mirroring at test time", value="yes" if options.inference.tta else "no"),
+    )
+
+
+def _metrics(
+    segmentation: SegmentationSummary,
+    classes: ClassificationSummary | None,
+    volume_auc: AreaUnderCurve | None,
+) -> dict[str, Any]:
+    structures = {
+        item.name: {
+            "dsc_mean": item.mean_dice,
+            "dsc_median": item.median_dice,
+            "dsc_interval": [item.dice_interval.low, item.dice_interval.high],
+        }
+        for item in (*segmentation.structures, segmentation.whole_organ)
+    }
+    return {
+        "num_cases": len(segmentation.cases),
+        "dsc_mean": segmentation.foreground_mean_dice,
+        "structures": structures,
+        "classification": None if classes is None else classes.to_json(),
+        "auroc_of_predicted_volume": None if volume_auc is None else volume_auc.value,
+    }

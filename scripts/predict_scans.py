@@ -1,4 +1,4 @@
-"""The story of prediction on raw scans: read -> prepare -> network -> restore -> NIfTI mask, class, volumes."""
+"""The story of prediction on raw scans: read, prepare, network, restore, NIfTI mask, class, volumes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def predict_scans(options: RunOptions) -> Path:
         },
     )
     say(
-        f"{len(rows)} masks and {TABLE} in {folder}, {seconds:.1f} s ({seconds / max(len(scans), 1):.2f} s per scan)"
+        f"{len(rows)} masks and {TABLE} in {folder}, {seconds:.1f} s "
+        f"({seconds / max(len(scans), 1):.2f} s per scan)"
     )
     if failures:
         raise DatasetError("\n".join(failures))

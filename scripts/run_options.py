@@ -15,7 +15,7 @@ class RunOptions:
     """What to run, on which data, where to write."""
 
     exec_mode: Literal["train", "evaluate", "predict"] = "train"
-    """train: fit a model; evaluate: score a checkpoint on the fold's validation cases; predict: masks and classes."""
+    """train: fit a model; evaluate: score a checkpoint on the held-out cases; predict: masks and classes."""
     data: Path = Path("/data")
     """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself."""
     results: Path = Path("/results")

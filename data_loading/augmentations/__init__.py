@@ -12,7 +12,7 @@ AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", Noise, Brightne
 
 
 def build_recipe(choices: Sequence[str]) -> tuple[Augmentation, ...]:
-    """The augmentations called for, in order, as in ("noise:probability=0.2", "mirror"); ("none",) is empty."""
+    """The augmentations called for, in order: ("noise:probability=0.2", "mirror"); ("none",) is empty."""
     if tuple(choices) == ("none",):
         return ()
     return tuple(AUGMENTATIONS.build(choice) for choice in choices)

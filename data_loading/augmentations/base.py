@@ -26,7 +26,7 @@ class DrawContext:
 class Augmentation(ABC):
     """One random change of a patch.
 
-    `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing is to be done;
+    `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing happens;
     `apply` runs inside the graph, where an `if` on a drawn value skips the operator for that sample alone.
     A part that moves voxels overrides `source_shape`, so that the reader fetches what it needs and no more.
     """

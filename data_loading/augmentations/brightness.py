@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Brightness(Augmentation):
-    """With `probability`, multiplies each channel: half the time below 1 (from `low`), half above (to `high`)."""
+    """With `probability`, multiplies each channel: half the time in low..1, half in 1..high."""
 
     name: ClassVar[str] = "brightness"
     probability: float = 0.15

@@ -17,8 +17,8 @@ from utils.contracts import Stage
 class Branch(ABC):
     """Options of one kind of branch; `build` makes the module.
 
-    The module maps (features, finest label logits) to class logits (B, K), computed in float32 whatever autocast
-    says, without batch normalisation: batches are small and labels few.
+    The module maps (features, finest label logits) to class logits (B, K), computed in float32 whatever
+    autocast says, without batch normalisation: batches are small and labels few.
     """
 
     name: ClassVar[str]

@@ -21,10 +21,11 @@ POOLS = {2: (F.adaptive_max_pool2d, F.adaptive_avg_pool2d), 3: (F.adaptive_max_p
 @final
 @dataclass(frozen=True)
 class RoiPooled(Branch):
-    """The subtype signal is fine texture at full resolution, so stages 1-3 are pooled and not the bottleneck.
+    """The subtype signal is fine texture at high resolution: stages 1-3 are pooled, not the bottleneck.
 
-    The region is the predicted `roi_label` (-1: the last label); where none is predicted it is all foreground,
-    where there is none either, the whole patch. The region is detached: the class loss shapes features, not masks.
+    The region is the predicted `roi_label` (-1: the last label); where none is predicted it is all
+    foreground, where there is none either, the whole patch. It is detached: the class loss shapes features,
+    not masks.
     """
 
     name: ClassVar[str] = "roi_pooled"

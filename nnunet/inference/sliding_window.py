@@ -1,4 +1,4 @@
-"""Overlapping windows over a volume, averaged with a Gaussian weight; the class by its predicted lesion mass."""
+"""Overlapping windows over a volume, averaged with a Gaussian weight; the class by predicted lesion mass."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def blend_weight(rule: WindowRule) -> Tensor:
 def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> VolumeOutput:
     """Run `network` over (1, C, D, H, W) `volume`, on the volume's device.
 
-    The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged as
-    logits. Class probabilities are averaged with the predicted mass of the lesion (the last label) as weight, so a
-    window without lesion has no vote.
+    The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged
+    as logits. Class probabilities are averaged with the predicted mass of the lesion (the last label) as
+    weight, so a window without lesion has no vote.
     """
     padding = _padding(volume.shape[2:], rule.patch)
     padded = F.pad(volume, padding)

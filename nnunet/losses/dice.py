@@ -12,7 +12,7 @@ def soft_dice_loss(logits: Tensor, label: Tensor, case_weights: Tensor, *, poole
     """Negative soft Dice (Drozdzal et al. 2016), background left out, 0 at worst and -1 at best.
 
     `logits` (B, L, *spatial), `label` (B, 1, *spatial) integer, `case_weights` (B,). Statistics are summed in
-    float32; `pooled` sums them over the batch first (batch Dice). A label that is absent from both counts as perfect.
+    float32; `pooled` sums them over the batch first (batch Dice). A label absent from both counts as perfect.
     """
     probabilities = logits.float().softmax(dim=1)[:, 1:]
     spatial = tuple(range(2, logits.ndim))

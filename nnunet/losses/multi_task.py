@@ -27,7 +27,7 @@ class LossTerms:
 class MultiTaskLoss(nn.Module):
     """Dice + cross-entropy at every resolution, plus the weighted cross-entropy of the class.
 
-    `class_weights` (K,) balance the classes. A patch that holds no voxel of the lesion (the last label) cannot
+    `class_weights` (K,) balance the classes. A patch without a voxel of the lesion (the last label) cannot
     show the class: its class loss weighs `lesion_free_weight`.
     """
 
@@ -84,7 +84,7 @@ class MultiTaskLoss(nn.Module):
 
 
 def balanced_class_weights(targets: list[int], num_classes: int) -> tuple[float, ...]:
-    """Inverse-frequency weights N / (K n_k), so that their mean over the cases is 1; 0 for an absent class."""
+    """Inverse-frequency weights N / (K n_k), whose mean over the cases is 1; 0 for an absent class."""
     counts = [targets.count(k) for k in range(num_classes)]
     known = sum(counts)
     return tuple(known / (num_classes * count) if count else 0.0 for count in counts)

@@ -40,8 +40,11 @@ class AtomicCheckpointIO(CheckpointIO):
         with atomic_file(Path(path)) as stream:
             torch.save(checkpoint, stream)
 
-    def load_checkpoint(  # noqa: D417
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",
+        weights_only: bool | None = True,  # noqa: FBT001, FBT002 - Lightning's signature
     ) -> dict[str, Any]:
         """The checkpoint at `path`; never runs code from it."""
         return read_checkpoint(Path(path), map_location)
@@ -52,7 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The plain content of a checkpoint; DatasetError if it is missing, damaged or holds more than plain values."""
+    """The content of a checkpoint; DatasetError if it is missing, damaged or more than plain values."""
     if not path.is_file():
         raise DatasetError(f"There is no checkpoint {path}. Train first, or give --ckpt_path.")
     try:

@@ -12,7 +12,7 @@ from utils.run_log import say
 
 
 def compiled_or_plain(network: nn.Module) -> Callable[[Tensor], ModelOutput]:
-    """A function like `network` that compiles it at the first call; if compiling fails, it says so and goes on.
+    """A function like `network`, compiled at its first call; if that fails, it says so and goes on.
 
     Only errors of the compiler are caught: a mistake in the data or the network still surfaces as itself.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,12 +16,11 @@ from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.network import Architecture, MultiTaskUNet
 from nnunet.options import OptimiserOptions
 from nnunet.training.checkpoint import MODEL_KEY, model_card
+from nnunet.training.clock import RunClock
 from nnunet.training.compilation import compiled_or_plain
 from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
 from nnunet.training.validation import CaseResult, ValidationScores, case_result, pool_results
 from utils.contracts import Batch, ModelOutput, Plan
-
-SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +59,7 @@ class MultiTaskModule(lightning.LightningModule):
         self._forward: Callable[[Tensor], ModelOutput] = (
             compiled_or_plain(network) if settings.compile else network
         )
-        self._earlier_seconds = 0.0
-        self._started = time.monotonic()
+        self.clock = RunClock(total_steps=settings.total_steps, time_budget=settings.time_budget)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One group; the schedule is set before each step instead of by a Lightning scheduler."""
@@ -82,12 +79,14 @@ class MultiTaskModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start the clock of the time budget."""
-        self._started = time.monotonic()
+        self.clock.start()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Set the learning rate of this step."""
-        optimiser = self.optimizers()
-        set_learning_rate(optimiser.optimizer, self.schedule.factor(self.progress(), self.global_step))
+        set_learning_rate(
+            self.trainer.optimizers[0],
+            self.schedule.factor(self.clock.progress(self.global_step), self.global_step),
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch; sums stay on the device until the epoch ends."""
@@ -102,7 +101,7 @@ class MultiTaskModule(lightning.LightningModule):
         """Update the weight average; stop when the time is spent."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
-        if self.settings.time_budget is not None and self.progress() >= 1.0:
+        if self.settings.time_budget is not None and self.clock.progress(self.global_step) >= 1.0:
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
@@ -125,22 +124,11 @@ class MultiTaskModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description of the network, and the time spent."""
         checkpoint[MODEL_KEY] = model_card(self.plan, self.architecture)
-        checkpoint["train_seconds"] = self.train_seconds()
+        checkpoint["train_seconds"] = self.clock.seconds()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Carry the time of the earlier run on."""
-        self._earlier_seconds = float(checkpoint["train_seconds"])
-
-    def train_seconds(self) -> float:
-        """Seconds since training began, over all its restarts."""
-        return self._earlier_seconds + time.monotonic() - self._started
-
-    def progress(self) -> float:
-        """How far the run is, 0 to 1: by steps or by the time budget, whichever is further."""
-        by_steps = self.global_step / max(self.settings.total_steps, 1)
-        if self.settings.time_budget is None:
-            return by_steps
-        return max(by_steps, self.train_seconds() / (self.settings.time_budget * SECONDS_PER_MINUTE))
+        self.clock.earlier_seconds = float(checkpoint["train_seconds"])
 
 
 def _averaged(network: MultiTaskUNet, decay: float) -> AveragedModel | None:

@@ -20,7 +20,7 @@ POLY_EXPONENT = 0.9  # Isensee et al. 2021
 def build_optimiser(
     parameters: Iterable[Parameter], options: OptimiserOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates take the optimiser's own."""
+    """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates are the optimiser's own."""
     kind = options.optimizer
     rate = LEARNING_RATES[kind] if options.learning_rate is None else options.learning_rate
     decay = WEIGHT_DECAYS[kind] if options.weight_decay is None else options.weight_decay
@@ -40,7 +40,7 @@ class Schedule:
     warmup_steps: int
 
     def factor(self, progress: float, step: int) -> float:
-        """`progress` runs from 0 to 1 over the whole run, by steps or by the time budget, whichever is further."""
+        """`progress` runs from 0 to 1 over the run, by steps or by the time budget, whichever is further."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
         left = 1.0 - min(max(progress, 0.0), 1.0)
         if self.kind == "cosine":

@@ -60,7 +60,7 @@ class ValidationScores:
 
 
 def case_result(output: VolumeOutput, batch: Batch, loss: MultiTaskLoss) -> CaseResult:
-    """Score one predicted volume against its batch of one; the only place of an epoch that waits for the device."""
+    """Score one predicted volume against its batch of one; the only place that waits for the device."""
     class_logits = (
         None if output.class_probs is None else output.class_probs.clamp_min(1e-7).log().unsqueeze(0)
     )

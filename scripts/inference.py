@@ -1,0 +1,81 @@
+"""The story of inference: raw scans, a preprocessed folder, or the validation cases of a fold."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.run_options import RunOptions
+from utils.command import run_command
+from utils.options import parse
+from utils.run_log import RunLog, say
+
+DESCRIPTION = "Predict masks, classes and volumes with a trained checkpoint."
+
+
+def run(options: RunOptions) -> Path:
+    """Raw scans where `--input` is given, else preprocessed cases; returns the folder of the predictions."""
+    if options.input is not None:
+        from scripts.predict_scans import predict_scans
+
+        return predict_scans(options)
+    return _predict_preprocessed(options)
+
+
+def evaluate(options: RunOptions) -> Path:
+    """Score a checkpoint on the validation cases of the fold; returns the report."""
+    from scripts.assemble import read_fold
+    from scripts.final_validation import validate_fold
+    from scripts.model_run import find_checkpoint
+
+    checkpoint = options.ckpt_path or find_checkpoint(options.results)
+    with RunLog(options.results / options.logname) as run_log:
+        return validate_fold(options, read_fold(options), checkpoint, run_log)
+
+
+def _predict_preprocessed(options: RunOptions) -> Path:
+    from nnunet.evaluation.bootstrap import Resampling
+    from nnunet.evaluation.summary import summarise_segmentation, write_summaries
+    from scripts.assemble import cases_to_predict
+    from scripts.evaluation_page import PREDICTIONS_FILE, print_result
+    from scripts.model_run import open_model, prediction_row, write_predictions_table
+    from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask
+    from utils.storage import write_array
+
+    model = open_model(options)
+    plan = model.model.plan
+    cases = cases_to_predict(options)
+    tta = "_tta" if options.inference.tta else ""
+    name = f"preds_task_{Path(options.task).name}_dim_{options.dim}_fold_{options.fold}{tta}"
+    folder = options.output or options.results / name
+    rows, overlaps = [], []
+    for answer in predict_prepared(model, cases):
+        write_mask(folder, answer)
+        if options.save_preds:
+            write_array(folder / f"{answer.case.case_id}.npy", answer.mask.transpose())
+        rows.append(
+            prediction_row(answer.prediction, answer.mask, answer.case.footprint.native_spacing_mm, plan)
+        )
+        if overlap := score_answer(answer, plan, folder):
+            overlaps.append(overlap)
+    write_predictions_table(folder / PREDICTIONS_FILE, rows, plan)
+    if overlaps:
+        resampling = Resampling(seed=options.seed)
+        write_summaries(folder, overlaps)
+        classes = score_classes(cases, [row.class_probs for row in rows], plan, resampling)
+        print_result(
+            summarise_segmentation(overlaps, resampling=resampling), classes, folder / "summary.json"
+        )
+    say(f"{len(rows)} masks and {PREDICTIONS_FILE} in {folder}")
+    return folder
+
+
+def main() -> None:
+    """Run from the command line."""
+    run(parse(RunOptions, sys.argv[1:], program="inference.py", description=DESCRIPTION))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

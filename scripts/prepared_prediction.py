@@ -1,0 +1,121 @@
+"""Predict preprocessed cases and bring masks and references back to the scanner's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_preprocessing.geometry import Box, planned_spacing, to_file_axes, to_planned_axes, uncrop
+from data_preprocessing.restore import restore_label, restore_map
+from data_preprocessing.volume_io import read_label_volume, write_volume
+from nnunet.evaluation.bootstrap import Resampling
+from nnunet.evaluation.classification import ClassificationSummary, summarise_classification
+from nnunet.evaluation.figures import overlay_png
+from nnunet.evaluation.overlap import CaseOverlap, CaseSource, evaluate_case, overlap_rules
+from nnunet.evaluation.report import Overlay, extreme_cases
+from scripts.model_run import ML_PER_MM3, ModelRun
+from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase
+from utils.prepared_folder import ORIGINAL_LABEL, case_file
+from utils.run_log import progress
+from utils.storage import read_array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """One predicted case; masks are (X, Y, Z) in the axes of its scan."""
+
+    case: PreprocessedCase
+    prediction: Prediction
+    mask: np.ndarray
+    reference: np.ndarray | None
+
+
+def predict_prepared(run: ModelRun, cases: Sequence[PreprocessedCase]) -> Iterator[Answer]:
+    """The answers for `cases`, one by one, so that one volume of probabilities is held at a time."""
+    for case in progress(cases, total=len(cases), label="Predict"):
+        prediction = run.predict(read_array(case.image), case.case_id)
+        yield Answer(
+            case=case,
+            prediction=prediction,
+            mask=restore_label(prediction.label_probs, case.footprint),
+            reference=_native_reference(case),
+        )
+
+
+def write_mask(folder: Path, answer: Answer) -> None:
+    """The mask as NIfTI on the grid of its scan."""
+    footprint = answer.case.footprint
+    write_volume(
+        folder / f"{answer.case.case_id}.nii.gz",
+        answer.mask,
+        affine=np.array(footprint.affine),
+        qform_code=footprint.qform_code,
+        sform_code=footprint.sform_code,
+        spacing_mm=footprint.native_spacing_mm,
+    )
+
+
+def score_answer(answer: Answer, plan: Plan, folder: Path) -> CaseOverlap | None:
+    """Overlap of one answer on the scanner's grid; None where the case has no reference."""
+    if answer.reference is None:
+        return None
+    case_id = answer.case.case_id
+    return evaluate_case(
+        case_id,
+        answer.reference,
+        answer.mask,
+        overlap_rules(plan.label_names),
+        source=CaseSource(
+            voxel_ml=float(np.prod(answer.case.footprint.native_spacing_mm)) * ML_PER_MM3,
+            reference_file=f"{case_id}{ORIGINAL_LABEL}",
+            prediction_file=str(folder / f"{case_id}.nii.gz"),
+        ),
+    )
+
+
+def score_classes(
+    cases: Sequence[PreprocessedCase], probs: Sequence[tuple[float, ...]], plan: Plan, resampling: Resampling
+) -> ClassificationSummary | None:
+    """Classification over the cases whose class is known; None where there is nothing to score."""
+    target = np.array([case.class_target for case in cases])
+    if not all(probs) or (target == NO_CLASS).all():
+        return None
+    return summarise_classification(target, np.array(probs), plan.class_names, resampling=resampling)
+
+
+def draw_extremes(
+    overlaps: Sequence[CaseOverlap], cases: Sequence[PreprocessedCase], masks: Path
+) -> tuple[Overlay, ...]:
+    """The best, the median and the worst case as pictures in the radiological view."""
+    by_id = {case.case_id: case for case in cases}
+    overlays = []
+    for chosen in extreme_cases(overlaps):
+        case = by_id[chosen.case.case_id]
+        footprint = case.footprint
+        image = restore_map(read_array(case.image)[0].astype(np.float32), footprint)
+        mask = read_label_volume(masks / f"{case.case_id}.nii.gz").voxels
+        reference = _native_reference(case)
+        assert reference is not None  # it was scored
+        turned = [
+            to_planned_axes(volume, orientation=footprint.orientation) for volume in (image, reference, mask)
+        ]
+        _, height_mm, width_mm = planned_spacing(
+            footprint.native_spacing_mm, orientation=footprint.orientation
+        )
+        png = overlay_png(turned[0], turned[1], turned[2], pixel_mm=(height_mm, width_mm))
+        overlays.append(Overlay(rank=chosen.rank, case_id=case.case_id, dice=chosen.case.mean_dice, png=png))
+    return tuple(overlays)
+
+
+def _native_reference(case: PreprocessedCase) -> np.ndarray | None:
+    """The reference in file axes, from the stored label that was cropped but never resampled."""
+    path = case_file(case.image.parent, case.case_id, ORIGINAL_LABEL)
+    if not path.is_file():
+        return None
+    footprint = case.footprint
+    box = Box(start=footprint.crop_start, stop=footprint.crop_stop)
+    whole = uncrop(read_array(path)[0], box, shape=footprint.oriented_shape)
+    return to_file_axes(whole, orientation=footprint.orientation, axis_order=footprint.axis_order)

@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_preprocessing.cases import LoadedCase, load_case
+from data_preprocessing.dataset import read_dataset
 from data_preprocessing.prepare import PreparedArrays, prepare_case
 from data_preprocessing.restore import restore_label
 from data_preprocessing.scans import read_scans
@@ -19,7 +20,9 @@ from scripts.run_options import RunOptions
 from utils.contracts import Plan, Prediction, RawCase
 from utils.errors import DatasetError
 from utils.options import describe
+from utils.prepared_folder import SPLITS
 from utils.run_log import progress, say
+from utils.splits import pick_fold, read_folds
 from utils.storage import write_json
 
 PREDICTIONS = "predictions"
@@ -42,7 +45,7 @@ def predict_scans(options: RunOptions) -> Path:
     assert options.input is not None  # the caller chose this story because of it
     run = open_model(options)
     plan = run.model.plan
-    scans = read_scans(options.input, num_channels=_raw_channels(plan))
+    scans = _scans_of(options.input, plan, options.fold)
     folder = options.output or options.results / PREDICTIONS
     say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
     started = time.perf_counter()
@@ -79,9 +82,20 @@ def predict_scans(options: RunOptions) -> Path:
     return folder
 
 
-def _raw_channels(plan: Plan) -> int:
-    """Channels that come from files; the foreground channel is made here."""
-    return plan.num_channels - int(plan.foreground_channel)
+def _scans_of(source: Path, plan: Plan, fold: int) -> tuple[RawCase, ...]:
+    """A scan, the scans of a folder, or of a raw dataset the held-out cases of `fold` (else its test cases)."""
+    if not (source / "dataset.json").is_file():
+        # The foreground channel is made here, it has no file.
+        return read_scans(source, num_channels=plan.num_channels - int(plan.foreground_channel))
+    dataset = read_dataset(source)
+    cases = {case.case_id: case for case in dataset.training}
+    splits = source / SPLITS
+    if not splits.is_file():
+        return dataset.test
+    patients = {case_id: case.patient_id for case_id, case in cases.items()}
+    held_out = pick_fold(read_folds(splits), fold, patients=patients, source=splits).val
+    # Without the label: prediction must not depend on it, nor stop because of it.
+    return tuple(replace(cases[case_id], label=None) for case_id in sorted(held_out))
 
 
 def _ready_scans(scans: Sequence[RawCase], plan: Plan) -> Iterator[ReadyScan]:

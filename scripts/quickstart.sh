@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 base=results/quickstart
-dataset=$base/data/Task500_Phantom
+dataset=$base/data/Dataset500_PancreasPhantom
 model=$base/model
 predictions=$base/predictions
 report=$base/report
@@ -25,13 +25,13 @@ step 2 "Synthetic dataset: volumes with a pancreas, a lesion and one of three su
 if [ -f "$dataset/dataset.json" ]; then
     echo "$dataset is there."
 else
-    "$PYTHON" download.py --task phantom --results "$base/data"
+    "$PYTHON" download.py --task phantom --size small --results "$base/data"
 fi
 
 step 3 "Preprocess: orient, crop, normalise, resample, plan"
-"$PYTHON" preprocess.py --data "$base/data" --results "$base/data" --task 500 --dim 3
+"$PYTHON" preprocess.py --data "$base/data" --results "$base/data" --task 500 --dim 3 --patch_size 32 48 64
 
-step 4 "Train segmentation and classification together"
+step 4 "Train segmentation and classification together (about 6 minutes on two CPU cores)"
 if [ -f "$model/.trained" ]; then
     echo "$model holds a trained model."
 else
@@ -39,11 +39,11 @@ else
     touch "$model/.trained"
 fi
 
-step 5 "Predict scans the model has not seen"
-"$PYTHON" main.py --exec_mode predict "${run[@]}" -i "$dataset/imagesTs" -o "$predictions"
+step 5 "Predict the raw scans that were held out"
+"$PYTHON" main.py --exec_mode predict "${run[@]}" -i "$dataset" -o "$predictions"
 
-step 6 "Evaluate against the references"
-"$PYTHON" evaluate.py --preds "$predictions" --lbls "$dataset/labelsTs" --results "$report" \
-    --logs "$model/logs.json"
+step 6 "Evaluate the predictions against the references"
+"$PYTHON" evaluate.py --preds "$predictions" --lbls "$dataset" --splits "$dataset/splits_final.json" \
+    --results "$report" --logs "$model/logs.json"
 
-printf '\nDone in %d s. Open %s/report.html\n' "$SECONDS" "$report"
+printf '\nDone in %d s. Masks and classes: %s\nReport: %s\n' "$SECONDS" "$predictions" "$PWD/$report/report.html"

@@ -41,7 +41,7 @@ class RunOptions:
     ckpt_path: Path | None = None
     """Checkpoint to predict with or to evaluate; unset: the best one in the results folder."""
     input: Path | None = field(default=None, metadata={"aliases": ("-i",)})
-    """Scan or folder of scans to predict; unset: the preprocessed folder is predicted."""
+    """Scan, folder of scans, or raw dataset (its held-out cases); unset: preprocessed cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
     """Folder for predictions; unset: predictions in the results folder."""
     save_preds: bool = False

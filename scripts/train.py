@@ -22,6 +22,7 @@ HARMLESS_WARNINGS = (
     ".*number of training batches.*",
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*LeafSpec.*",
+    ".*in eval mode at the start of training.*",  # the averaged copy of the weights
 )
 
 

@@ -30,6 +30,7 @@ class EpochReport(lightning.Callback):
         self.loader = loader
         self._started = self._train_seconds = self._waited_before = 0.0
         self._patches = 0
+        self._validated = False
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Declare the units once."""
@@ -42,6 +43,7 @@ class EpochReport(lightning.Callback):
         self._train_seconds = 0.0
         self._waited_before = self.loader.waited_seconds
         self._patches = 0
+        self._validated = False
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001, ARG002
         """Count patches."""
@@ -50,12 +52,18 @@ class EpochReport(lightning.Callback):
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Validation does not count as training time."""
         self._stop_clock()
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Log and say what the epoch brought."""
         self._stop_clock()
         waited = self.loader.waited_seconds - self._waited_before
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            # Lightning keeps the last validation's numbers; an epoch without one must not repeat them.
+            if self._validated or not name.startswith("val/")
+        }
         metrics["speed/patches_per_s"] = self._patches / max(self._train_seconds, 1e-9)
         metrics["speed/waiting_percent"] = 100 * waited / max(self._train_seconds, 1e-9)
         metrics["epoch_s"] = time.perf_counter() - self._started

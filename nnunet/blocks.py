@@ -96,9 +96,8 @@ def plain_stage(channels_in: int, stage: Stage, style: BlockStyle) -> nn.Module:
 
 def initialise(module: nn.Module, negative_slope: float) -> None:
     """He initialisation of every convolution, biases zero (He et al. 2015)."""
-    kinds = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
     for part in module.modules():
-        if isinstance(part, kinds):
+        if isinstance(part, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(part.weight, a=negative_slope)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

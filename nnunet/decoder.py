@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,29 @@ from torch import Tensor, nn
 from nnunet.blocks import BlockStyle, plain_stage, pointwise, upsampling
 from utils.contracts import Stage
 
+KernelSource = Literal["skip", "below"]
+
 
 @final
 class Decoder(nn.Module):
     """The ascending arm: transposed convolution, concatenation with the skip, two convolutions per stage.
 
     `num_outputs` segmentation heads sit on the finest stages. In evaluation only the finest is computed.
+    The convolutions have the kernel of the stage whose skip they join (nnU-Net), or, with `kernels_from`
+    "below", of the stage they come from (MONAI's DynUNet, hence NVIDIA); equal where no kernel is flat.
     """
 
-    def __init__(self, stages: Sequence[Stage], num_labels: int, num_outputs: int, style: BlockStyle) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        num_labels: int,
+        num_outputs: int,
+        style: BlockStyle,
+        *,
+        kernels_from: KernelSource = "skip",
+    ) -> None:
         super().__init__()
+        offset = {"skip": 0, "below": 1}[kernels_from]
         ascending = range(len(stages) - 2, -1, -1)
         self.upsamplings = nn.ModuleList(
             upsampling(stages[level + 1].channels, stages[level].channels, stages[level + 1].stride, style)
@@ -29,7 +42,9 @@ class Decoder(nn.Module):
         )
         self.stages = nn.ModuleList(
             plain_stage(
-                2 * stages[level].channels, replace(stages[level], stride=(1, 1, 1), num_blocks=2), style
+                2 * stages[level].channels,
+                replace(stages[level], kernel=stages[level + offset].kernel, stride=(1, 1, 1), num_blocks=2),
+                style,
             )
             for level in ascending
         )

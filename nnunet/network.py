@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, flatten_depth, initialise, restore_depth, spatial_dims
 from nnunet.branches import BRANCHES
-from nnunet.decoder import Decoder
+from nnunet.decoder import Decoder, KernelSource
 from nnunet.encoders import ENCODERS
 from utils.contracts import ModelOutput, Plan, Shape
 
@@ -24,6 +24,7 @@ class Architecture:
     negative_slope: float = 0.01
     num_outputs: int = 1  # supervised resolutions
     conv_bias: bool = True
+    decoder_kernels: KernelSource = "skip"
 
 
 @final
@@ -41,7 +42,13 @@ class MultiTaskUNet(nn.Module):
         )
         channels = plan.num_channels + plan.prior_labels
         self.encoder = ENCODERS.build(architecture.encoder).build(channels, plan.stages, style)
-        self.decoder = Decoder(plan.stages, plan.num_labels, architecture.num_outputs, style)
+        self.decoder = Decoder(
+            plan.stages,
+            plan.num_labels,
+            architecture.num_outputs,
+            style,
+            kernels_from=architecture.decoder_kernels,
+        )
         self.branch = None
         if plan.num_classes > 1 and architecture.branch != "none":
             self.branch = BRANCHES.build(architecture.branch).build(plan.stages, plan.num_classes, style)

@@ -46,7 +46,8 @@ def prepared_folder(options: RunOptions) -> Path:
             return options.data / name
     raise DatasetError(
         f"{options.data} has no preprocessed folder {names[0]}. "
-        f"Run: python preprocess.py --data {options.data} --results {options.data} --task {options.task} --dim {options.dim}"
+        f"Run: python preprocess.py --data RAW --results {options.data} "
+        f"--task {options.task} --dim {options.dim}"
     )
 
 
@@ -96,7 +97,10 @@ def _choose_fold(folder: Path, cases: dict[str, PreprocessedCase], options: RunO
 
 
 def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
-    """The network's open choices, with the number of supervised outputs resolved."""
+    """The network's open choices, with the number of supervised outputs resolved.
+
+    The nvidia preset brings that network's convolutions: without bias, the decoder's kernels from below.
+    """
     most = default_outputs(plan)
     extra = most - 1 if options.deep_supr_num is None else options.deep_supr_num
     outputs = min(1 + extra, len(plan.stages) - 1) if options.deep_supervision else 1
@@ -106,6 +110,8 @@ def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
         norm=options.norm,
         negative_slope=options.negative_slope,
         num_outputs=max(outputs, 1),
+        conv_bias=plan.preset != "nvidia",
+        decoder_kernels="below" if plan.preset == "nvidia" else "skip",
     )
 
 

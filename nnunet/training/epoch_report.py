@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import pytorch_lightning as lightning
 import torch
@@ -11,7 +11,7 @@ import torch
 from utils.contracts import Plan
 from utils.run_log import RunLog, say
 
-UNITS = {"speed/patches_per_s": "patches/s", "speed/waiting_percent": "%", "epoch_s": "s"}
+UNITS = {"speed/patches_per_s": "patches/s", "speed/waiting_percent": "%", "epoch_s": "s", "train_s": "s"}
 
 
 class Timed(Protocol):
@@ -31,6 +31,15 @@ class EpochReport(lightning.Callback):
         self._started = self._train_seconds = self._waited_before = 0.0
         self._patches = 0
         self._validated = False
+        self._total_train_seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training time so far, for a resume."""
+        return {"train_seconds": self._total_train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Carry the training time on."""
+        self._total_train_seconds = state_dict["train_seconds"]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Declare the units once."""
@@ -66,6 +75,8 @@ class EpochReport(lightning.Callback):
         }
         metrics["speed/patches_per_s"] = self._patches / max(self._train_seconds, 1e-9)
         metrics["speed/waiting_percent"] = 100 * waited / max(self._train_seconds, 1e-9)
+        self._total_train_seconds += self._train_seconds
+        metrics["train_s"] = self._total_train_seconds
         metrics["epoch_s"] = time.perf_counter() - self._started
         metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.run_log.log([trainer.current_epoch], metrics)

@@ -15,15 +15,15 @@ def voxel_cross_entropy(logits: Tensor, label: Tensor, case_weights: Tensor) -> 
 
 
 def case_cross_entropy(
-    class_logits: Tensor, class_target: Tensor, case_weights: Tensor, class_weights: Tensor
+    class_logits: Tensor, class_target: Tensor, case_weights: Tensor, emphasis: Tensor, class_weights: Tensor
 ) -> Tensor:
-    """Weighted mean over the cases whose class is known; 0 with a gradient of 0 where none is.
+    """Mean over the cases whose class is known; 0 with a gradient of 0 where none is.
 
-    `class_logits` (B, K), `class_target` (B,) with NO_CLASS where unknown, `class_weights` (K,).
+    `class_logits` (B, K), `class_target` (B,) with NO_CLASS where unknown, `case_weights` (B,) 0 for a case
+    that does not count, `emphasis` (B,) and `class_weights` (K,) factors of a case's loss.
     """
-    known = class_target != NO_CLASS
+    counted = case_weights * (class_target != NO_CLASS)
     target = class_target.clamp_min(0)
     losses = F.cross_entropy(class_logits.float(), target, reduction="none")
-    weights = case_weights * known * class_weights[target]
-    # Dividing by the number of known cases keeps the meaning of the weights: a light patch counts less.
-    return (losses * weights).sum() / known.sum().clamp_min(1)
+    # Dividing by the number of cases keeps the meaning of the factors: a light patch counts less.
+    return (losses * counted * emphasis * class_weights[target]).sum() / counted.sum().clamp_min(1.0)

@@ -78,9 +78,9 @@ class MultiTaskLoss(nn.Module):
         if output.class_logits is None or batch.class_target is None:
             return torch.zeros((), device=weights.device)
         shows_lesion = (batch.label[0] == self.lesion_label).flatten(1).any(dim=1)
-        visible = torch.where(shows_lesion, 1.0, self.lesion_free_weight)
+        emphasis = torch.where(shows_lesion, 1.0, self.lesion_free_weight)
         class_weights = self.get_buffer("class_weights")
-        return case_cross_entropy(output.class_logits, batch.class_target, weights * visible, class_weights)
+        return case_cross_entropy(output.class_logits, batch.class_target, weights, emphasis, class_weights)
 
 
 def balanced_class_weights(targets: list[int], num_classes: int) -> tuple[float, ...]:

@@ -1,0 +1,131 @@
+"""Both losses together."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from utils.contracts import NO_CLASS, Batch, ModelOutput
+
+
+def make_loss(
+    *, class_weights: tuple[float, ...] = (1.0, 1.0), lesion_free_weight: float = 0.25
+) -> MultiTaskLoss:
+    return MultiTaskLoss(
+        class_weights,
+        class_loss_weight=0.3,
+        lesion_free_weight=lesion_free_weight,
+        batch_dice=False,
+        lesion_label=2,
+    )
+
+
+def label_of(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int16).view(1, 1, 1, 1, -1)
+
+
+def batch_of(*labels: Tensor, targets: tuple[int, ...], weights: tuple[float, ...] | None = None) -> Batch:
+    label = torch.cat(labels)
+    return Batch(
+        image=torch.zeros(len(targets), 1, *label.shape[2:]),
+        label=(label,),
+        class_target=torch.tensor(targets),
+        case_weights=None if weights is None else torch.tensor(weights),
+        case_ids=tuple(f"case_{index}" for index in range(len(targets))),
+    )
+
+
+def sure(label: Tensor) -> Tensor:
+    return 50.0 * (label == torch.arange(3).view(1, 3, 1, 1, 1)).float()
+
+
+LESION, NO_LESION = label_of(0, 1, 2, 2), label_of(0, 1, 1, 0)
+
+
+def test_a_perfect_answer_costs_minus_one() -> None:
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.tensor([[50.0, 0.0]]))
+    terms = make_loss()(output, batch_of(LESION, targets=(0,)))
+    assert terms.total.item() == pytest.approx(-1)
+    assert terms.segmentation.item() == pytest.approx(-1)
+    assert terms.classification.item() == pytest.approx(0)
+
+
+def test_the_class_loss_is_added_with_its_weight() -> None:
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.zeros(1, 2))
+    terms = make_loss()(output, batch_of(LESION, targets=(0,)))
+    assert terms.total.item() == pytest.approx(-1 + 0.3 * math.log(2))
+
+
+def test_a_patch_without_lesion_says_less_about_the_class() -> None:
+    output = ModelOutput(label_logits=(sure(NO_LESION),), class_logits=torch.zeros(1, 2))
+    terms = make_loss(lesion_free_weight=0.25)(output, batch_of(NO_LESION, targets=(1,)))
+    assert terms.classification.item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_a_patch_without_lesion_is_ignored_at_weight_zero() -> None:
+    output = ModelOutput(label_logits=(sure(NO_LESION),), class_logits=torch.zeros(1, 2))
+    terms = make_loss(lesion_free_weight=0.0)(output, batch_of(NO_LESION, targets=(1,)))
+    assert terms.classification.item() == 0
+
+
+def test_class_weights_reach_the_class_loss() -> None:
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.zeros(1, 2))
+    terms = make_loss(class_weights=(1.0, 3.0))(output, batch_of(LESION, targets=(1,)))
+    assert terms.classification.item() == pytest.approx(3 * math.log(2))
+
+
+@pytest.mark.parametrize("class_logits", [None, torch.zeros(1, 2)])
+def test_without_class_only_the_segmentation_counts(class_logits: Tensor | None) -> None:
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=class_logits)
+    terms = make_loss()(output, batch_of(LESION, targets=(NO_CLASS,)))
+    assert terms.total.item() == pytest.approx(terms.segmentation.item())
+
+
+def test_lower_resolutions_share_two_to_one() -> None:
+    wrong = label_of(1, 2, 0, 0)
+    output = ModelOutput(label_logits=(sure(LESION), sure(wrong)[..., ::2]))
+    batch = batch_of(LESION, targets=(NO_CLASS,))
+    batch = replace(batch, label=(LESION, LESION[..., ::2]))
+    alone = ModelOutput(label_logits=(sure(wrong)[..., ::2],))
+    lower = make_loss()(alone, replace(batch, label=(LESION[..., ::2],))).total
+    assert make_loss()(output, batch).total.item() == pytest.approx((2 * -1 + lower.item()) / 3)
+
+
+def test_a_padded_copy_has_no_influence_at_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label_logits = torch.randn(2, 3, 1, 1, 4, generator=generator).requires_grad_()
+    class_logits = torch.randn(2, 2, generator=generator).requires_grad_()
+    alone = make_loss()(
+        ModelOutput(label_logits=(label_logits[:1],), class_logits=class_logits[:1]),
+        batch_of(LESION, targets=(1,)),
+    )
+    padded = make_loss()(
+        ModelOutput(label_logits=(label_logits,), class_logits=class_logits),
+        batch_of(LESION, NO_LESION, targets=(1, 0), weights=(1.0, 0.0)),
+    )
+    padded.total.backward()
+    assert padded.total.item() == pytest.approx(alone.total.item())
+    assert label_logits.grad is not None
+    assert class_logits.grad is not None
+    assert not label_logits.grad[1].any()
+    assert not class_logits.grad[1].any()
+
+
+def test_the_parts_carry_no_graph() -> None:
+    output = ModelOutput(label_logits=(sure(LESION).requires_grad_(),), class_logits=torch.zeros(1, 2))
+    terms = make_loss()(output, batch_of(LESION, targets=(0,)))
+    assert terms.total.requires_grad
+    assert not terms.segmentation.requires_grad
+    assert not terms.classification.requires_grad
+
+
+def test_balanced_weights_are_inverse_frequencies_with_mean_one_over_the_cases() -> None:
+    assert balanced_class_weights([0, 0, 0, 1], 2) == pytest.approx((4 / 6, 2.0))
+
+
+def test_unknown_and_absent_classes_have_no_balanced_weight() -> None:
+    assert balanced_class_weights([0, NO_CLASS, 1], 3) == pytest.approx((2 / 3, 2 / 3, 0.0))
+    assert balanced_class_weights([NO_CLASS], 2) == (0.0, 0.0)

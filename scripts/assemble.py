@@ -55,6 +55,7 @@ def read_fold(options: RunOptions) -> FoldCases:
     """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
     folder = prepared_folder(options)
     plan = read_plan(folder)
+    _refuse_untrainable(plan, folder)
     cases = {case.case_id: case for case in list_prepared(folder)}
     if not cases:
         raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
@@ -65,6 +66,20 @@ def read_fold(options: RunOptions) -> FoldCases:
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
     )
+
+
+def _refuse_untrainable(plan: Plan, folder: Path) -> None:
+    """Planned and prepared, but not trained yet: better said than trained on wrong labels."""
+    wishes = {
+        "regions": bool(plan.regions),
+        "an ignore label": plan.ignore_label is not None,
+        "a previous stage": plan.prior_labels > 0,
+    }
+    if wanted := [name for name, wished in wishes.items() if wished]:
+        raise DatasetError(
+            f"{folder}: the plan asks for {' and '.join(wanted)}, which training does not support yet. "
+            "Use a dataset with plain labels."
+        )
 
 
 def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:

@@ -83,7 +83,7 @@ def predict_scans(options: RunOptions) -> Path:
 
 
 def _scans_of(source: Path, plan: Plan, fold: int) -> tuple[RawCase, ...]:
-    """A scan, the scans of a folder, or of a raw dataset the held-out cases of `fold` (else its test cases)."""
+    """A scan, the scans of a folder, or the held-out cases of a raw dataset; its test cases without folds."""
     if not (source / "dataset.json").is_file():
         # The foreground channel is made here, it has no file.
         return read_scans(source, num_channels=plan.num_channels - int(plan.foreground_channel))

@@ -17,7 +17,8 @@ def predict_case(
 
     DatasetError if the network answers with NaN or infinity, so that one bad case does not end a folder.
     """
-    volume = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).unsqueeze(0).to(device)
+    # A copy: torch takes no read-only memory, which a mapped file is.
+    volume = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).unsqueeze(0).to(device)
     kind = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
     with torch.autocast(device.type, dtype=kind, enabled=amp):
         output = predict_volume(network, volume, rule)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from nnunet.inference.mirroring import mirrored_axes
 from utils.contracts import ModelOutput, Shape
+from utils.errors import UserError
 
 GAUSSIAN_SIGMA = 1 / 8  # of the patch edge (Isensee et al. 2021)
-SMALLEST_MASS = 1e-3  # voxels; a case without predicted lesion averages its windows equally
 
 Network = Callable[[Tensor], ModelOutput]
 
@@ -29,6 +29,12 @@ class WindowRule:
     blend: str = "gaussian"
     batch_size: int = 4
     mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap should be at least 0 and below 1, got {self.overlap}.")
+        if self.batch_size < 1:
+            raise UserError(f"val_batch_size should be at least 1, got {self.batch_size}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,7 +50,9 @@ def window_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     if size <= patch:
         return (0,)
     count = int(np.ceil((size - patch) / (patch * (1 - overlap)))) + 1
-    return tuple(int(start) for start in np.round(np.linspace(0, size - patch, count)))
+    starts = np.round(np.linspace(0, size - patch, count)).astype(int)
+    # Where steps are shorter than a voxel, rounding repeats some.
+    return tuple(dict.fromkeys(starts.tolist()))
 
 
 def blend_weight(rule: WindowRule) -> Tensor:
@@ -65,7 +73,7 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
 
     The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged
     as logits. Class probabilities are averaged with the predicted mass of the lesion (the last label) as
-    weight, so a window without lesion has no vote.
+    weight, so a window without lesion has no vote; where no window has any, all count equally.
     """
     padding = _padding(volume.shape[2:], rule.patch)
     padded = F.pad(volume, padding)
@@ -130,5 +138,6 @@ def _count(votes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     if not votes:
         return None
     probs = torch.cat([vote for vote, _ in votes])
-    mass = torch.cat([mass for _, mass in votes]).float() + SMALLEST_MASS
-    return (probs * mass.unsqueeze(1)).sum(dim=0) / mass.sum()
+    mass = torch.cat([mass for _, mass in votes]).float()
+    weight = torch.where(mass.any(), mass, torch.ones_like(mass))
+    return (probs * weight.unsqueeze(1)).sum(dim=0) / weight.sum()

@@ -12,7 +12,7 @@ from utils.contracts import Plan, PreprocessedCase, Shape
 from utils.errors import DatasetError
 from utils.storage import read_array
 
-READABLE_IMAGE_TYPES = ("float16", "float32")
+READABLE_IMAGE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,12 +35,21 @@ class Entry:
     foreground: ForegroundTable
 
 
-def read_foreground(path: Path) -> ForegroundTable:
-    """The foreground table of a case: int32 rows (label, d, h, w) behind a row with the volume's shape."""
+def read_foreground(path: Path, shape: Shape) -> ForegroundTable:
+    """The foreground table of a case: int32 rows (label, d, h, w) behind a row (0, *shape).
+
+    DatasetError if it is no such table, or was made for a volume of another shape.
+    """
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype != np.int32 or len(rows) < 1:
         raise DatasetError(
             f"{path} should hold int32 rows of 4, got {rows.dtype} {rows.shape}. Run preprocess.py again."
+        )
+    listed = tuple(rows[0, 1:].tolist())
+    if listed != shape:
+        raise DatasetError(
+            f"{path} lists the foreground of a volume of {listed}, the image has {shape}. "
+            "Run preprocess.py again for this folder."
         )
     rows = rows[1:][np.argsort(rows[1:, 0], kind="stable")]
     labels, starts = np.unique(rows[:, 0], return_index=True)
@@ -79,7 +88,7 @@ def build_catalogue(cases: Sequence[PreprocessedCase], plan: Plan) -> tuple[Entr
 def _check_entry(case: PreprocessedCase, plan: Plan) -> Entry:
     image = read_array(case.image, mapped=True)
     channels = plan.num_channels
-    if image.ndim != 4 or image.shape[0] != channels or image.dtype.name not in READABLE_IMAGE_TYPES:
+    if image.ndim != 4 or image.shape[0] != channels or image.dtype not in READABLE_IMAGE_TYPES:
         raise DatasetError(
             f"{case.image} holds {image.dtype} {image.shape}; the plan needs float16 or float32 with "
             f"{channels} channels. Run preprocess.py again for this folder."
@@ -95,9 +104,10 @@ def _check_entry(case: PreprocessedCase, plan: Plan) -> Entry:
             "they do not belong together. Run preprocess.py again for this folder."
         )
     depth, height, width = image.shape[1:]
+    shape = (depth, height, width)
     return Entry(
         case=case,
-        shape=(depth, height, width),
+        shape=shape,
         image_type=image.dtype.name,
-        foreground=read_foreground(case.foreground),
+        foreground=read_foreground(case.foreground, shape),
     )

@@ -1,0 +1,203 @@
+"""Which window of which case: the sampling rule, checked by counting."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_loading.catalogue import Entry, ForegroundTable
+from data_loading.patches import (
+    SamplingRule,
+    Window,
+    centred_start,
+    choose_case,
+    cut_window,
+    draw_window,
+    foreground_voxel,
+    generator_for,
+    shuffled_cases,
+    steps_in_epoch,
+    uniform_start,
+)
+from utils.contracts import Shape
+
+RULE = SamplingRule(
+    patch=(4, 6, 5), batch_size=2, world_size=1, steps_per_epoch=10, foreground_share=0.33, seed=1
+)
+
+
+def table_of(rows: dict[int, list[Shape]]) -> ForegroundTable:
+    counts = [len(positions) for positions in rows.values()]
+    stops = np.cumsum(counts).tolist()
+    return ForegroundTable(
+        labels=tuple(rows),
+        starts=tuple(stop - count for stop, count in zip(stops, counts, strict=True)),
+        stops=tuple(stops),
+        positions=np.array([p for group in rows.values() for p in group], np.int32).reshape(-1, 3),
+    )
+
+
+def entry_of(prepared_entry: Entry, shape: Shape, table: ForegroundTable) -> Entry:
+    return replace(prepared_entry, shape=shape, foreground=table)
+
+
+class Recorder:
+    """A volume that remembers what was read of it."""
+
+    def __init__(self, volume: np.ndarray) -> None:
+        self.volume, self.shape, self.dtype = volume, volume.shape, volume.dtype
+        self.voxels_read = 0
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        block = self.volume[key]
+        self.voxels_read += block.size
+        return block
+
+
+def window_at(start: Shape, shape: Shape) -> Window:
+    return Window(entry=0, start=start, shape=shape, weight=1.0)
+
+
+VOLUME = np.arange(2 * 5 * 6 * 7, dtype=np.float32).reshape(2, 5, 6, 7)
+
+
+def test_a_window_is_the_slice_of_the_volume_and_nothing_else_is_read() -> None:
+    volume = Recorder(VOLUME)
+    block = cut_window(volume, window_at((1, 2, 3), (3, 4, 2)), fill=-9.0)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(block, VOLUME[:, 1:4, 2:6, 3:5])
+    assert volume.voxels_read == block.size
+
+
+def test_a_window_is_a_copy() -> None:
+    block = cut_window(VOLUME, window_at((0, 0, 0), (5, 6, 7)), fill=0.0)
+    assert block.flags.c_contiguous
+    assert not np.shares_memory(block, cut_window(VOLUME, window_at((0, 0, 0), (1, 6, 7)), fill=0.0))
+
+
+def test_outside_the_volume_a_window_is_filled() -> None:
+    block = cut_window(VOLUME, window_at((-1, 0, 5), (3, 6, 4)), fill=-9.0)
+    np.testing.assert_array_equal(block[:, 1:, :, :2], VOLUME[:, :2, :, 5:])
+    block[:, 1:, :, :2] = -9.0
+    assert (block == -9.0).all()
+
+
+def test_a_window_beside_the_volume_is_all_filling() -> None:
+    assert (cut_window(VOLUME, window_at((5, 0, 0), (2, 2, 2)), fill=-9.0) == -9.0).all()
+
+
+def test_windows_stay_inside_long_axes_and_are_centred_on_short_ones() -> None:
+    random = np.random.default_rng(0)
+    shape, patch = (9, 3, 5), (4, 6, 5)
+    starts = {uniform_start(shape, patch, random) for _ in range(500)}
+    voxels = np.argwhere(np.ones(shape, bool))
+    starts |= {centred_start(voxel, shape, patch) for voxel in voxels}
+    assert starts == {(depth, -1, 0) for depth in range(6)}
+
+
+def test_uniform_windows_reach_every_corner_equally_often() -> None:
+    random = np.random.default_rng(0)
+    count = Counter(uniform_start((7, 6, 5), (4, 6, 5), random)[0] for _ in range(4000))
+    assert sorted(count) == [0, 1, 2, 3]
+    assert min(count.values()) > 1000 - 4 * np.sqrt(750)
+
+
+def test_a_window_on_foreground_has_it_in_the_middle_unless_the_border_is_near() -> None:
+    assert centred_start(np.array([10, 10, 10]), (20, 20, 20), (4, 6, 5)) == (8, 7, 8)
+    assert centred_start(np.array([0, 19, 1]), (20, 20, 20), (4, 6, 5)) == (0, 14, 0)
+
+
+def test_labels_are_drawn_equally_often_whatever_their_size() -> None:
+    large = [(1, place, 0) for place in range(1000)]
+    table = table_of({1: [(0, 0, 0)], 2: large, 7: [(2, 0, 0), (2, 1, 0)]})
+    random = np.random.default_rng(0)
+    count = Counter(int(foreground_voxel(table, random)[0]) for _ in range(3000))
+    assert sorted(count) == [0, 1, 2]
+    assert max(abs(number - 1000) for number in count.values()) < 4 * np.sqrt(3000 * 2 / 9)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "forced"),
+    [(1, 0.33, 0), (2, 0.33, 1), (9, 0.33, 3), (12, 0.33, 4), (4, 0.0, 0), (4, 1.0, 4)],
+)
+def test_the_last_samples_of_a_batch_show_foreground(
+    prepared, batch_size: int, share: float, forced: int
+) -> None:
+    corner = (0, 0, 0)
+    entry = entry_of(prepared.entries[0], (100, 100, 100), table_of({1: [corner]}))
+    rule = replace(RULE, patch=(3, 3, 3), batch_size=batch_size, foreground_share=share)
+    for batch in range(5):
+        starts = [
+            draw_window(
+                [entry], rule, batch * batch_size + place, generator_for(0, batch * 100 + place)
+            ).start
+            for place in range(batch_size)
+        ]
+        assert [start == corner for start in starts] == [False] * (batch_size - forced) + [True] * forced
+
+
+def test_without_foreground_a_window_lies_anywhere(prepared) -> None:
+    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of({}))
+    rule = replace(RULE, foreground_share=1.0)
+    starts = {draw_window([entry], rule, index, generator_for(0, index)).start for index in range(50)}
+    assert len(starts) > 40
+
+
+def test_annotated_background_is_no_foreground(prepared) -> None:
+    rows = {0: [(0, 0, place) for place in range(50)], 1: [(49, 49, 49)]}
+    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of(rows))
+    rule = replace(RULE, patch=(1, 1, 1), foreground_share=1.0)
+    starts = {draw_window([entry], rule, index, generator_for(0, index)).start for index in range(50)}
+    assert starts == {(49, 49, 49)}
+
+
+def test_with_an_ignore_label_every_window_shows_an_annotated_voxel(prepared) -> None:
+    annotated = [(0, 0, place) for place in range(50)]
+    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of({0: annotated}))
+    for share in (0.0, 1.0):
+        rule = replace(RULE, patch=(1, 1, 1), foreground_share=share)
+        starts = {draw_window([entry], rule, index, generator_for(0, index)).start for index in range(99)}
+        assert starts <= set(annotated)
+        assert len(starts) > 20
+
+
+def test_with_steps_given_cases_are_drawn_uniformly_with_replacement() -> None:
+    drawn = [choose_case(RULE, 5, index, generator_for(3, index)) for index in range(5000)]
+    count = Counter(case for case, _ in drawn)
+    assert sorted(count) == [0, 1, 2, 3, 4]
+    assert max(abs(number - 1000) for number in count.values()) < 4 * np.sqrt(5000 * 0.16)
+    assert {weight for _, weight in drawn} == {1.0}
+    assert len({case for case, _ in drawn[:5]}) < 5  # a pass over the list would show each once
+
+
+@pytest.mark.parametrize("num_cases", [1, 3, 13])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_one_pass_shows_every_case_exactly_once(num_cases: int, batch_size: int, world_size: int) -> None:
+    rule = replace(RULE, steps_per_epoch=0, batch_size=batch_size, world_size=world_size)
+    per_epoch = steps_in_epoch(rule, num_cases) * batch_size * world_size
+    for epoch in range(3):
+        shown = [
+            choose_case(rule, num_cases, index, generator_for(0, index))
+            for index in range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        ]
+        assert sorted(case for case, weight in shown if weight == 1.0) == list(range(num_cases))
+        assert sum(weight == 0.0 for _, weight in shown) == per_epoch - num_cases
+
+
+def test_a_pass_has_no_more_steps_than_it_needs() -> None:
+    rule = replace(RULE, steps_per_epoch=0, world_size=3)
+    assert [steps_in_epoch(rule, number) for number in (1, 6, 7, 13)] == [1, 1, 2, 3]
+
+
+def test_each_pass_has_its_own_order() -> None:
+    orders = [shuffled_cases(1, epoch, 20) for epoch in range(5)] + [shuffled_cases(2, 0, 20)]
+    assert len(set(orders)) == 6
+    assert all(sorted(order) == list(range(20)) for order in orders)
+
+
+def test_a_sample_has_one_stream_and_its_neighbours_have_others() -> None:
+    first = [generator_for(seed, index).random() for seed in (-1, 0, 1, 2**62) for index in range(100)]
+    again = [generator_for(seed, index).random() for seed in (-1, 0, 1, 2**62) for index in range(100)]
+    assert first == again
+    assert len(set(first)) == 400

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.pipeline import Pipeline, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from data_loading.augmentations.base import Augmentation
 from data_loading.readers import VolumeSource, WindowSource
 from utils.contracts import Shape
-from utils.seeding import seed_for
 
 LARGEST_LABEL = 32767  # labels are int16
-IMAGE_TYPES = {"float16": types.FLOAT16, "float32": types.FLOAT}
+IMAGE_TYPES = {"float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
+GENERATED_SOURCE = (
+    "__autograph_generated_file"  # how DALI names the modules it writes to the temporary folder
+)
+UNUSED_SEED = 0  # all that is random is drawn by the source; -1 would let DALI ask the clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +33,7 @@ class GraphSettings:
     batch_size: int
     num_threads: int
     device_id: int | None
-    seed: int
     prefetch: int
-    checkpoint: str | None = None
 
 
 def _on_device(node: DataNode, settings: GraphSettings) -> DataNode:
@@ -37,7 +42,7 @@ def _on_device(node: DataNode, settings: GraphSettings) -> DataNode:
 
 def _as_background(label: DataNode) -> DataNode:
     """Voxels outside the non-zero mask (-1) train as background (nnU-Net v2, step 12)."""
-    return fn.cast(dali_math.clamp(label, 0, LARGEST_LABEL), dtype=types.INT16)
+    return fn.cast(dali_math.clamp(label, 0, LARGEST_LABEL), dtype=DALIDataType.INT16)
 
 
 def training_graph(
@@ -49,10 +54,10 @@ def training_graph(
     """Windows in, augmented batches out: image, entry, weight, then one label per entry of `target_shapes`.
 
     Labels are brought to the resolution of each supervised output by nearest neighbour (step 15).
-    `enable_checkpointing` is always on: switching it changes the random streams.
     """
     image_type = IMAGE_TYPES[source.entries[0].image_type]
-    kinds = [image_type, types.INT16, types.INT64, types.FLOAT, *[types.FLOAT] * len(recipe)]
+    drawn_types = [DALIDataType.FLOAT] * len(recipe)
+    kinds = [image_type, DALIDataType.INT16, DALIDataType.INT64, DALIDataType.FLOAT, *drawn_types]
 
     @pipeline_def(enable_conditionals=True)
     def graph():  # noqa: ANN202 - DALI reads the source of this function and calls it
@@ -64,7 +69,7 @@ def training_graph(
             ndim=[4, 4, 1, 1, *[1] * len(recipe)],
             layout=["CDHW", "CDHW", "", "", *[""] * len(recipe)],
         )
-        image = fn.cast(_on_device(image, settings), dtype=types.FLOAT)
+        image = fn.cast(_on_device(image, settings), dtype=DALIDataType.FLOAT)
         label = _on_device(label, settings)
         for place, part in enumerate(recipe):
             image, label = part.apply(image, label, drawn[place])
@@ -87,29 +92,40 @@ def volume_graph(source: VolumeSource, settings: GraphSettings) -> Pipeline:
             source=source,
             num_outputs=3,
             batch=False,
-            dtype=[image_type, types.INT16, types.INT64],
+            dtype=[image_type, DALIDataType.INT16, DALIDataType.INT64],
             ndim=[4, 4, 1],
             layout=["CDHW", "CDHW", ""],
         )
-        image = fn.cast(_on_device(image, settings), dtype=types.FLOAT)
+        image = fn.cast(_on_device(image, settings), dtype=DALIDataType.FLOAT)
         return image, entry, _as_background(_on_device(label, settings))
 
     return _build(graph, settings)
 
 
-def _shrink(label: DataNode, shape: Shape) -> DataNode:
-    return fn.resize(label, size=[float(size) for size in shape], interp_type=types.INTERP_NN)
+def _shrink(label: DataNode, shape: Shape) -> Any:
+    return fn.resize(label, size=[float(size) for size in shape], interp_type=DALIInterpType.INTERP_NN)
 
 
-def _build(graph, settings: GraphSettings) -> Pipeline:  # noqa: ANN001
+def _build(graph: Callable[..., Pipeline], settings: GraphSettings) -> Pipeline:
     pipeline = graph(
         batch_size=settings.batch_size,
         num_threads=settings.num_threads,
         device_id=settings.device_id,
-        seed=seed_for(settings.seed, "graph"),
+        seed=UNUSED_SEED,
         prefetch_queue_depth=settings.prefetch,
-        enable_checkpointing=True,
-        checkpoint=settings.checkpoint,
     )
     pipeline.build()
+    _remove_generated_sources()
     return pipeline
+
+
+def _remove_generated_sources() -> None:
+    """Delete the files that DALI's conditionals were loaded from.
+
+    DALI does so at a clean exit only; a killed run would leave them, and their bytecode always stays.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith(GENERATED_SOURCE):
+            for path in (module.__file__, module.__cached__):
+                if path is not None:
+                    Path(path).unlink(missing_ok=True)

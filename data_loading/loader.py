@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from data_loading.augmentations.base import Augmentation
@@ -34,9 +36,9 @@ class Shard:
 class TrainingLoader:
     """Endless augmented patches, cut into epochs of `len(loader)` steps.
 
-    `state_dict` holds the number of batches delivered and DALI's own checkpoint; a loader that loads it
-    delivers, bit for bit, the batches that would have followed. It has a length so that Lightning does not
-    fetch one batch ahead of the position it saves.
+    Batch n of a rank is a function of the seed, so `state_dict` holds nothing but the number of batches
+    delivered; a loader of any rank that loads it delivers, bit for bit, the batches that would have followed.
+    It has a length so that Lightning does not fetch one batch ahead of the position it saves.
     """
 
     def __init__(
@@ -54,8 +56,7 @@ class TrainingLoader:
         self.shard = shard
         self.delivered = 0
         self.waited_seconds = 0.0
-        self._checkpoint: str | None = None
-        self._pipeline = None
+        self._pipeline: Pipeline | None = None
 
     def __len__(self) -> int:
         return steps_in_epoch(self.rule, len(self.entries))
@@ -69,31 +70,37 @@ class TrainingLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: position, and the pipeline's random state as text."""
-        state = self._pipeline.checkpoint() if self._pipeline is not None else self._checkpoint
-        return {"delivered": self.delivered, "pipeline": state, "layout": self._layout()}
+        """Plain values: the position, and what must not change before it is loaded."""
+        return {"delivered": self.delivered, "layout": self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batch that `state` was saved behind; DatasetError if the layout has changed."""
-        if state["layout"] != self._layout():
+        saved, own = state["layout"], self._layout()
+        changed = [name for name in own if saved.get(name) != own[name]]
+        if changed:
+            before = ", ".join(f"{name} {saved.get(name)}" for name in changed)
+            after = ", ".join(f"{name} {own[name]}" for name in changed)
             raise DatasetError(
-                f"The checkpoint's loader had {state['layout']}, this run has {self._layout()}. "
-                "Resume with the same data, batch size, steps, seed and number of devices."
+                f"The checkpoint's loader had {before}; this run has {after}. "
+                "Resume with the same cases and options as before, or start a new run."
             )
         self.delivered = state["delivered"]
-        self._checkpoint = state["pipeline"]
         self._pipeline = None
 
     def _layout(self) -> dict[str, Any]:
         """What must not change between saving and resuming."""
         rule = self.rule
+        names = "\n".join(entry.case.case_id for entry in self.entries)
         return {
             "cases": len(self.entries),
+            "case_ids_hash": hashlib.sha256(names.encode()).hexdigest()[:12],
+            "patch": list(rule.patch),
             "batch_size": rule.batch_size,
             "devices": rule.world_size,
             "steps_per_epoch": rule.steps_per_epoch,
+            "foreground_share": rule.foreground_share,
             "seed": rule.seed,
-            "augmentations": [part.name for part in self.recipe],
+            "augmentations": [repr(part) for part in self.recipe],
         }
 
     def _next_batch(self) -> Batch:
@@ -103,12 +110,11 @@ class TrainingLoader:
                 batch_size=self.rule.batch_size,
                 num_threads=shard.num_threads,
                 device_id=shard.device_id,
-                # One stream per rank; the windows come from the global index instead.
-                seed=self.rule.seed + shard.rank,
                 prefetch=shard.prefetch,
-                checkpoint=self._checkpoint,
             )
-            source = WindowSource(self.entries, self.rule, self.recipe, rank=shard.rank)
+            source = WindowSource(
+                self.entries, self.rule, self.recipe, rank=shard.rank, first_step=self.delivered
+            )
             self._pipeline = training_graph(source, self.recipe, self.target_shapes, settings)
         image, entry, weight, *labels = (_as_tensor(output) for output in self._pipeline.run())
         return _assemble(self.entries, entry, image, tuple(labels), weight)
@@ -122,24 +128,26 @@ class VolumeLoader:
         self.entries = tuple(entries)
         self.shard = shard
         self.source = VolumeSource(entries, rank=shard.rank, world_size=shard.world_size)
-        self._pipeline = None
+        self._pipeline: Pipeline | None = None
 
     def __len__(self) -> int:
         return len(self.source.places)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._pipeline is None and len(self):
+        for _ in range(len(self)):
+            image, entry, label = (_as_tensor(output) for output in self._built().run())
+            yield _assemble(self.entries, entry, image, (label,), None)
+
+    def _built(self) -> Pipeline:
+        if self._pipeline is None:
             settings = GraphSettings(
                 batch_size=1,
                 num_threads=1,
                 device_id=self.shard.device_id,
-                seed=0,
                 prefetch=1,  # whole volumes: one ahead is all the memory they deserve
             )
             self._pipeline = volume_graph(self.source, settings)
-        for _ in range(len(self)):
-            image, entry, label = (_as_tensor(output) for output in self._pipeline.run())
-            yield _assemble(self.entries, entry, image, (label,), None)
+        return self._pipeline
 
 
 def _as_tensor(output: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -19,32 +19,63 @@ if TYPE_CHECKING:
     from nvidia.dali.types import SampleInfo
 
 
+MAX_OPEN_VOLUMES = 256  # each keeps two file descriptors; systems allow a process 1024 or more
+
+
+@final
+@dataclass(eq=False)
+class OpenVolumes:
+    """The mapped arrays of the cases read last: opening again costs more than copying a small patch."""
+
+    entries: Sequence[Entry]
+    limit: int = MAX_OPEN_VOLUMES
+    _open: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def __getitem__(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, D, H, W) and label (1, D, H, W) on disk."""
+        volumes = self._open.pop(entry, None) or _map_volumes(self.entries[entry])
+        if len(self._open) >= self.limit:
+            self._open.pop(next(iter(self._open)))  # the one that was used longest ago
+        self._open[entry] = volumes
+        return volumes
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
 @final
 class WindowSource:
     """Draws everything about a sample, then reads only the voxels of its window.
 
-    DALI calls it with the sample's position; because the answer depends on nothing else, a checkpoint of the
-    pipeline needs no state from here, and rank, epoch and resume cannot lose or double a case.
+    DALI calls it with the sample's position, counted from `first_step`; because the answer depends on nothing
+    else, resuming needs no state, and rank, epoch and resume cannot lose or double a case.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], rule: SamplingRule, recipe: Sequence[Augmentation], *, rank: int
+        self,
+        entries: Sequence[Entry],
+        rule: SamplingRule,
+        recipe: Sequence[Augmentation],
+        *,
+        rank: int,
+        first_step: int = 0,
     ) -> None:
         self.entries = tuple(entries)
         self.rule = rule
         self.recipe = tuple(recipe)
         self.rank = rank
+        self.first_step = first_step
         self.stream = seed_for(rule.seed, "windows")
-        # Mappings stay open: opening a file again costs more than copying a small patch.
-        self.volumes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.volumes = OpenVolumes(self.entries)
 
     def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
         """Image (C, D, H, W), label (1, D, H, W), entry (1,), weight (1,), one vector per augmentation."""
         rule = self.rule
-        index = (sample.iteration * rule.world_size + self.rank) * rule.batch_size + sample.idx_in_batch
+        step = self.first_step + sample.iteration
+        index = (step * rule.world_size + self.rank) * rule.batch_size + sample.idx_in_batch
         random = generator_for(self.stream, index)
         window = draw_window(self.entries, rule, index, random)
-        image, label = self._volumes_of(window.entry)
+        image, label = self.volumes[window.entry]
         context = DrawContext(patch=rule.patch, num_channels=image.shape[0])
         drawn = [part.draw(random, context) for part in self.recipe]
         wide = replace(window, **_widen(window.start, rule.patch, self._source_shape(drawn)))
@@ -62,11 +93,6 @@ class WindowSource:
             needed = part.source_shape(values, self.rule.patch)
             shape = (max(shape[0], needed[0]), max(shape[1], needed[1]), max(shape[2], needed[2]))
         return shape
-
-    def _volumes_of(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        if entry not in self.volumes:
-            self.volumes[entry] = _map_volumes(self.entries[entry])
-        return self.volumes[entry]
 
 
 @final

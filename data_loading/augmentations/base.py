@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,12 +22,23 @@ class DrawContext:
     num_channels: int
 
 
+def happens(drawn: DataNode) -> Any:
+    """Whether the first drawn value asks for a change; a graph node, decided sample by sample."""
+    return drawn[0] > 0
+
+
+def beside(image: DataNode, values: DataNode) -> DataNode:
+    """`values` on the device of `image`: DALI's arithmetic takes no host tensor beside a device tensor."""
+    return values.gpu() if image.device == "gpu" else values
+
+
 @dataclass(frozen=True)
 class Augmentation(ABC):
     """One random change of a patch.
 
     `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing happens;
     `apply` runs inside the graph, where an `if` on a drawn value skips the operator for that sample alone.
+    Everything random is drawn: `apply` keeps no state, so any rank can resume at any step.
     A part that moves voxels overrides `source_shape`, so that the reader fetches what it needs and no more.
     """
 

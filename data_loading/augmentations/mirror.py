@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 from nvidia.dali import fn, types
 
-from data_loading.augmentations.base import Augmentation, DrawContext
+from data_loading.augmentations.base import Augmentation, DrawContext, happens
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -30,8 +30,8 @@ class Mirror(Augmentation):
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
         """Image and label, flipped alike."""
-        if drawn[0] > 0:
-            axes = fn.cast(drawn, dtype=types.INT32)
+        if happens(drawn):
+            axes = fn.cast(drawn, dtype=types.DALIDataType.INT32)
             image = fn.flip(image, depthwise=axes[1], vertical=axes[2], horizontal=axes[3])
             label = fn.flip(label, depthwise=axes[1], vertical=axes[2], horizontal=axes[3])
         return image, label

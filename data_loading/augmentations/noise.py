@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
-from nvidia.dali import fn
+from nvidia.dali import fn, types
 
-from data_loading.augmentations.base import Augmentation, DrawContext
+from data_loading.augmentations.base import Augmentation, DrawContext, happens
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
+
+STATE_WORDS = 7  # of 32 bits, as DALI's generators take them
+WORD_LIMIT = 2**24  # float32 holds every smaller whole number exactly
 
 
 @final
@@ -24,12 +27,17 @@ class Noise(Augmentation):
     max_std: float = 0.1
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
-        """(happens, standard deviation)."""
-        happens = random.random() < self.probability
-        return np.array([happens, random.uniform(0.0, self.max_std)], np.float32)
+        """(happens, standard deviation, the state of DALI's generator)."""
+        is_wanted = random.random() < self.probability
+        state = random.integers(WORD_LIMIT, size=STATE_WORDS)
+        return np.array([is_wanted, random.uniform(0.0, self.max_std), *state], np.float32)
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
         """The noisy image; the label is left alone."""
-        if drawn[0] > 0:
-            image = fn.noise.gaussian(image, stddev=drawn[1])
+        if happens(drawn):
+            # DALI numbers the noisy samples of a batch and starts from the state of the first. Its own seed
+            # would depend on all batches before this one, and could not be restored on every rank.
+            state = fn.cast(drawn[2:], dtype=types.DALIDataType.UINT32)
+            # The stub lacks the argument, which DALI's imperative interface passes to every random operator.
+            image = fn.noise.gaussian(image, stddev=drawn[1], _random_state=state)  # pyright: ignore[reportCallIssue]
         return image, label

@@ -43,7 +43,7 @@ def check_case(case: RawCase, dataset: Dataset) -> CaseCheck:
     return CaseCheck(
         case_id=case.case_id,
         faults=inspection.faults,
-        content_hash=_content_hash(inspection.loaded),
+        content_hash=hash_of_content(inspection.loaded),
         labels=() if label is None else label_values(label),
     )
 
@@ -72,7 +72,8 @@ def _without_cases(dataset: Dataset) -> Dataset:
     return replace(dataset, training=(), test=())
 
 
-def _content_hash(case: LoadedCase) -> str:
+def hash_of_content(case: LoadedCase) -> str:
+    """SHA-256 of shape and voxels: equal for the same image under two names."""
     # The transposed view is contiguous, so nothing is copied for the hash.
     voxels = np.ascontiguousarray(case.image.transpose(0, 3, 2, 1))
     digest = hashlib.sha256(repr(voxels.shape).encode())

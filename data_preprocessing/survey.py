@@ -9,7 +9,7 @@ import numpy as np
 from data_preprocessing.cases import LoadedCase, inspect_case, label_values
 from data_preprocessing.faults import errors_of, make_fault
 from data_preprocessing.fingerprint import CaseMeasurement, measure_case
-from data_preprocessing.integrity import CaseCheck, _content_hash, allowed_label_values
+from data_preprocessing.integrity import CaseCheck, allowed_label_values, hash_of_content
 from data_preprocessing.manifest import CaseInputs, describe_inputs
 from data_preprocessing.prepare import crop_case
 from utils.contracts import Dataset, RawCase
@@ -43,7 +43,7 @@ def survey_case(case: RawCase, dataset: Dataset, *, num_samples: int) -> CaseSur
     check = CaseCheck(
         case_id=case.case_id,
         faults=faults,
-        content_hash=_content_hash(loaded),
+        content_hash=hash_of_content(loaded),
         labels=() if loaded.label is None else label_values(loaded.label),
     )
     measurement = _measure(loaded, dataset, num_samples) if num_samples else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_preprocessing.dataset import describe_dataset, find_dataset, task_code
 from data_preprocessing.faults import errors_of
 from data_preprocessing.fingerprint import summarise
-from data_preprocessing.integrity import CaseCheck, _absent_labels, _copies
+from data_preprocessing.integrity import CaseCheck, faults_across
 from data_preprocessing.manifest import (
     FORMAT_VERSION,
     CaseInputs,
@@ -103,7 +103,7 @@ def survey(work: Work, options: PreprocessOptions) -> Findings:
             return Findings(inputs=known, fingerprint=stored)
     pending = [case for case in work.cases if is_training or case.case_id not in known]
     surveys = survey_cases(pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training)
-    _report_faults(work, (*work.faults, *_case_faults(work, pending, surveys, is_training=is_training)))
+    _report_faults(work, (*work.faults, *_case_faults(work, surveys, is_training=is_training)))
     inputs = known | {item.check.case_id: item.inputs for item in surveys if item.inputs}
     measured = [item.measurement for item in surveys if item.measurement]
     return Findings(inputs=inputs, fingerprint=summarise(work.dataset, measured) if is_training else None)
@@ -118,13 +118,10 @@ def _describes(fingerprint: Fingerprint, dataset: Dataset) -> bool:
     )
 
 
-def _case_faults(
-    work: Work, cases: Sequence[RawCase], surveys: Sequence[CaseSurvey], *, is_training: bool
-) -> tuple[Fault, ...]:
+def _case_faults(work: Work, surveys: Sequence[CaseSurvey], *, is_training: bool) -> tuple[Fault, ...]:
     checks: list[CaseCheck] = [item.check for item in surveys]
     faults = [fault for check in checks for fault in check.faults]
-    across = [*_copies(cases, checks), *_absent_labels(work.dataset, checks)] if is_training else []
-    return (*faults, *across)
+    return (*faults, *(faults_across(work.dataset, checks) if is_training else ()))
 
 
 def _report_faults(work: Work, faults: Sequence[Fault]) -> None:

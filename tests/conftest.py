@@ -40,7 +40,7 @@ PLAN = Plan(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     """A plan of three small stages with one channel, three labels and two classes; name what differs.
 

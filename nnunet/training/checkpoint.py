@@ -59,10 +59,13 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"There is no checkpoint {path}. Train first, or give --ckpt_path.")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DatasetError(f"{path} is not a checkpoint that can be loaded safely: {reason}.") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise DatasetError(f"{path} holds no weights of a training run; was it made by this program?")
+    return content
 
 
 def model_card(plan: Plan, architecture: Architecture) -> dict[str, Any]:

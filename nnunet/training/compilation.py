@@ -16,14 +16,17 @@ def compiled_or_plain(network: nn.Module) -> Callable[[Tensor], ModelOutput]:
 
     Only errors of the compiler are caught: a mistake in the data or the network still surfaces as itself.
     """
-    compiled = torch.compile(network)
-    state = {"function": compiled}
+    # Imported here: they take a second that only a compiled run should wait for.
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    state: dict[str, Callable[[Tensor], ModelOutput]] = {"function": torch.compile(network)}
 
     def forward(image: Tensor) -> ModelOutput:
         try:
             return state["function"](image)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (TorchDynamoException, InductorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             say(f"torch.compile failed ({reason}); training goes on without it.")
             state["function"] = network
             return network(image)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, final
 
 import pytorch_lightning as lightning
 import torch
@@ -20,6 +21,8 @@ from utils.run_log import say
 CHECKPOINT_FOLDER = "checkpoints"
 LAST = "last"
 
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -28,6 +31,18 @@ class Machine:
     device: str  # cuda or cpu
     gpus: int = 1
     nodes: int = 1
+
+
+@final
+class LateValidation(lightning.Callback):
+    """Leaves out the validation of the first epochs, which Lightning has no option for."""
+
+    def __init__(self, first_epoch: int) -> None:
+        self.first_epoch = first_epoch
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Decide for this epoch; the trainer asks when its last step is done."""
+        trainer.limit_val_batches = 0.0 if trainer.current_epoch < self.first_epoch else 1.0
 
 
 def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
@@ -41,7 +56,7 @@ def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
     return Machine(device=chosen, gpus=gpus if chosen == "cuda" else 1, nodes=nodes)
 
 
-def precision_of(device: str, *, amp: bool) -> str:
+def precision_of(device: str, *, amp: bool) -> Precision:
     """Lightning's name for the precision: bfloat16 where the device computes it, float16 only on CUDA."""
     if not amp:
         return "32-true"
@@ -109,6 +124,8 @@ def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Ca
     callbacks: list[lightning.Callback] = []
     if sys.stderr.isatty():
         callbacks.append(RichProgressBar(leave=False))
+    if options.skip_first_n_eval:
+        callbacks.append(LateValidation(options.skip_first_n_eval))
     if options.patience:
         callbacks.append(
             EarlyStopping("val/loss", patience=options.patience, check_on_train_epoch_end=False, strict=False)

@@ -31,7 +31,7 @@ class CaseResult:
 class ValidationScores:
     """The scores of one validation epoch; class scores are None where the model has no class."""
 
-    dice: tuple[float, ...]
+    dice: tuple[float, ...]  # per foreground label; NaN where neither side of any case has it
     loss: float
     macro_f1: float | None
     constant_macro_f1: float | None
@@ -40,19 +40,20 @@ class ValidationScores:
     def from_results(results: Sequence[CaseResult], plan: Plan) -> ValidationScores:
         """Means over the cases; macro-F1 over the pooled cases, never over batches."""
         dice = np.array([result.dice for result in results], float).reshape(len(results), -1)
-        known = ~np.isnan(dice)
-        means = np.where(known, dice, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        means = [_mean_of_known(column) for column in dice.T]
         macro_f1, baseline = _class_scores(results, plan)
         return ValidationScores(
-            dice=tuple(means.tolist()),
+            dice=tuple(means),
             loss=float(np.mean([result.loss for result in results])),
             macro_f1=macro_f1,
             constant_macro_f1=baseline,
         )
 
     def metrics(self) -> dict[str, float]:
-        """Names and values for the log; `val/dsc` is the mean over the foreground labels."""
-        values = {"val/loss": self.loss, "val/dsc": float(np.mean(self.dice))}
+        """Names and values for the log; `val/dsc` is the mean over the labels that occur, 0 if none does."""
+        # A NaN here would stop the choice of the best epoch.
+        overall = np.nan_to_num(_mean_of_known(np.array(self.dice)))
+        values = {"val/loss": self.loss, "val/dsc": float(overall)}
         values |= {f"val/dsc_{label}": value for label, value in enumerate(self.dice, start=1)}
         if self.macro_f1 is not None and self.constant_macro_f1 is not None:
             values |= {"val/macro_f1": self.macro_f1, "val/macro_f1_constant": self.constant_macro_f1}
@@ -97,6 +98,11 @@ def pool_results(results: Sequence[CaseResult]) -> list[CaseResult]:
         torch.distributed.all_gather_object(gathered, list(results))
         pooled = [result for part in gathered for result in part]
     return sorted({result.case_id: result for result in pooled}.values(), key=lambda result: result.case_id)
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _class_scores(results: Sequence[CaseResult], plan: Plan) -> tuple[float | None, float | None]:

@@ -1,0 +1,73 @@
+"""Devices, precision and names of checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet.options import TrainingOptions
+from nnunet.training.trainer import Machine, choose_machine, epochs_of, last_checkpoint, precision_of
+from utils.errors import EnvironmentFault
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert choose_machine("auto", 4, 1) == Machine(device="cpu", gpus=1, nodes=1)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_auto_takes_the_gpus_that_were_asked_for() -> None:
+    assert choose_machine("auto", 2, 3) == Machine(device="cuda", gpus=2, nodes=3)
+    assert choose_machine("cpu", 2, 1) == Machine(device="cpu", gpus=1, nodes=1)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_missing_gpu_is_a_fault_of_the_environment() -> None:
+    with pytest.raises(EnvironmentFault, match="--gpus 1 were asked for, 0 are visible"):
+        choose_machine("cuda", 1, 1)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_more_gpus_than_there_are_is_a_fault_too() -> None:
+    with pytest.raises(EnvironmentFault, match="--gpus 3 were asked for, 2 are visible"):
+        choose_machine("auto", 3, 1)
+
+
+def test_without_amp_every_device_computes_in_single_precision() -> None:
+    assert precision_of("cpu", amp=False) == precision_of("cuda", amp=False) == "32-true"
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_amp_on_a_gpu_prefers_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, expected: str, *, supported: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)  # noqa: ARG005
+    assert precision_of("cuda", amp=True) == expected
+
+
+def test_amp_on_a_cpu_without_bfloat16_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert precision_of("cpu", amp=True) == "32-true"
+    assert "--amp has no effect here" in capsys.readouterr().err
+
+
+def test_max_epochs_wins_over_epochs() -> None:
+    assert epochs_of(TrainingOptions(epochs=5)) == 5
+    assert epochs_of(TrainingOptions(epochs=5, max_epochs=2)) == 2
+
+
+def test_the_last_checkpoint_has_a_fixed_name() -> None:
+    assert last_checkpoint(Path("results")) == Path("results/checkpoints/last.ckpt")

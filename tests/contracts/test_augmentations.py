@@ -225,7 +225,7 @@ def check_brightness(before: np.ndarray, after: np.ndarray, drawn: np.ndarray) -
 
 
 def check_mirror(before: np.ndarray, after: np.ndarray, drawn: np.ndarray) -> None:
-    axes = tuple(np.flatnonzero(drawn[1:]) + 1)
+    axes = tuple(int(axis) for axis in np.flatnonzero(drawn[1:]) + 1)
     np.testing.assert_array_equal(after, np.flip(before, axes))
 
 

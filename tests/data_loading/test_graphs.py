@@ -1,8 +1,9 @@
 """What leaves the pipelines, beside what went in."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def arrays(outputs: Any) -> list[np.ndarray]:
 
 
 @pytest.fixture
-def run_graph() -> Iterator[Callable[..., list[list[np.ndarray]]]]:
+def run_graph() -> Callable[..., list[list[np.ndarray]]]:
     """Runs the training graph of a folder for some steps."""
 
     def run(prepared, recipe=(), shapes=None, *, steps: int = 4) -> list[list[np.ndarray]]:
@@ -47,14 +48,8 @@ def source_batch(prepared, iteration: int, recipe=()) -> list[np.ndarray]:
     """The same batch straight from the source: image, label, entry, weight."""
     source = WindowSource(prepared.entries, rule_for(prepared.plan.patch), recipe, rank=0)
 
-    class Sample:
-        idx_in_batch = 0
-
-    Sample.iteration = iteration
-    samples = []
-    for place in range(2):
-        Sample.idx_in_batch = place
-        samples.append(source(Sample))  # pyright: ignore[reportArgumentType]
+    positions: list[Any] = [SimpleNamespace(iteration=iteration, idx_in_batch=place) for place in range(2)]
+    samples = [source(position) for position in positions]
     return [np.stack(column) for column in zip(*samples, strict=True)][:4]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from data_loading.augmentations import build_recipe
 from data_loading.data_module import DataModule
@@ -44,9 +45,15 @@ def take(loader: TrainingLoader, number: int) -> list[Batch]:
 
 
 def are_equal(one: Batch, other: Batch) -> bool:
-    pairs = [(one.image, other.image), *zip(one.label, other.label, strict=True)]
-    pairs += [(one.class_target, other.class_target), (one.case_weights, other.case_weights)]
-    return one.case_ids == other.case_ids and all(torch.equal(a, b) for a, b in pairs)
+    return one.case_ids == other.case_ids and all(
+        torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True)
+    )
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    assert batch.class_target is not None
+    assert batch.case_weights is not None
+    return [batch.image, *batch.label, batch.class_target, batch.case_weights]
 
 
 def all_equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:

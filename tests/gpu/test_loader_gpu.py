@@ -97,6 +97,19 @@ def test_whole_volumes_agree_bit_by_bit(entries: tuple[Entry, ...]) -> None:
         assert torch.equal(on_gpu.label[0].cpu(), on_cpu.label[0])
 
 
+def test_work_queued_on_a_batch_still_sees_it_after_the_batch_was_dropped(entries: tuple[Entry, ...]) -> None:
+    """Freed too early, its memory would hold a later batch when the device gets there."""
+    busy = torch.rand(4096, 4096, device="cuda")
+    copies = []
+    for batch in batches(entries, 0, "mirror"):
+        for _ in range(20):
+            busy = torch.tanh(busy @ busy)
+        copies.append(batch.image.clone())
+        del batch
+    for copied, on_cpu in zip(copies, batches(entries, None, "mirror"), strict=True):
+        assert torch.equal(copied.cpu(), on_cpu.image)
+
+
 def test_a_batch_on_the_gpu_stays_as_it_was(entries: tuple[Entry, ...]) -> None:
     kept = [(batch, batch.image.clone(), batch.label[0].clone()) for batch in batches(entries, 0, "mirror")]
     for batch, image, label in kept:

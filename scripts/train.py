@@ -34,6 +34,7 @@ def run(options: RunOptions) -> Path:
     from nnunet.training import trainer as training
     from nnunet.training.epoch_report import EpochReport
     from nnunet.training.module import MultiTaskModule
+    from nnunet.training.resumption import Resumption
     from scripts import assemble
     from scripts.final_validation import validate_fold
 
@@ -61,9 +62,9 @@ def run(options: RunOptions) -> Path:
 
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
-        report = EpochReport(fold.plan, run_log, loader)
+        callbacks = [EpochReport(fold.plan, run_log, loader), Resumption(loader, options.seed)]
         clip = options.optimiser.gradient_clip_val
-        trainer = training.build_trainer(options.training, options.results, machine, clip, [report])
+        trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
         trainer.fit(module, datamodule=DataModule(loader, volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.results)
         if trainer.is_global_zero and options.training.save_ckpt:

@@ -1,5 +1,6 @@
-"""Small plans for tests that need a network or its neighbours."""
+"""What tests of several rooms share: one thread for torch, and small plans."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 import pytest
 
 from utils.contracts import IntensityStats, Plan, Stage
+
+# Small tensors gain nothing from threads, and sums in one order make runs comparable bit by bit. Set before
+# anything imports torch, which reads it once.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 STATS = IntensityStats(mean=0.0, std=1.0, median=0.0, min=-5.0, max=5.0, low=-3.0, high=3.0)
 VOLUMETRIC = (

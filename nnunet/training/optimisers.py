@@ -28,7 +28,12 @@ def build_optimiser(
     if kind == "adam":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
     return torch.optim.SGD(
-        groups, lr=rate, momentum=options.momentum, nesterov=True, weight_decay=decay, fused=fused
+        groups,
+        lr=rate,
+        momentum=options.momentum,
+        nesterov=options.momentum > 0,
+        weight_decay=decay,
+        fused=fused,
     )
 
 

@@ -1,0 +1,47 @@
+"""What makes a resumed run equal, bit by bit, to one that was never interrupted."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, final
+
+import pytorch_lightning as lightning
+import torch
+
+from utils.seeding import seed_for
+
+
+class Stateful(Protocol):
+    """A loader that knows its position."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind that position."""
+        ...
+
+
+@final
+class Resumption(lightning.Callback):
+    """Keeps the loader's position in every checkpoint, and starts each epoch with a random stream of its own.
+
+    Lightning saves the position too, but restores it only in the middle of an epoch: after a whole one it
+    would show the first epoch's patches again. Torch's generator (dropout) it does not save at all.
+    """
+
+    def __init__(self, loader: Stateful, seed: int) -> None:
+        self.loader = loader
+        self.seed = seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's position."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Send the loader to the saved position; DatasetError if its layout has changed."""
+        self.loader.load_state_dict(state_dict)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Seed torch by run, epoch and rank, so that no generator's state has to be saved."""
+        torch.manual_seed(seed_for(self.seed, "torch", trainer.current_epoch, trainer.global_rank))

@@ -132,7 +132,6 @@ def test_resuming_with_another_batch_size_is_refused(run_options: Options, tmp_p
         (["--deep_supr_num", "1"], "train/loss_segmentation"),
         (["--class_loss_weight", "2"], "train/loss"),
         (["--no_class_balance"], "train/loss_class"),
-        (["--lesion_free_weight", "0"], "train/loss_class"),
         (["--batch_dice", "True"], "train/loss_segmentation"),
         (["--optimizer", "sgd"], "learning_rate"),
         (["--learning_rate", "1e-5"], "learning_rate"),
@@ -162,10 +161,11 @@ def test_the_flag_changes_the_run(
     ("flags", "extra", "metric"),
     [
         (["--optimizer", "sgd"], ["--momentum", "0"], "val/loss"),
+        (["--dim", "2"], ["--lesion_free_weight", "0"], "train/loss_class"),
         (["--overlap", "0.5"], ["--blend", "constant"], "val/loss"),
         (["--deep_supr_num", "1"], ["--no_deep_supervision"], "train/loss_segmentation"),
     ],
-    ids=["momentum", "blend", "deep_supervision"],
+    ids=["momentum", "lesion_free_weight", "blend", "deep_supervision"],
 )
 def test_the_flag_changes_a_run_that_depends_on_it(
     short_run: Callable[..., list[dict[str, Any]]], flags: list[str], extra: list[str], metric: str

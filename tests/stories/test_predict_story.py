@@ -1,0 +1,254 @@
+"""Prediction and evaluation with a trained checkpoint, from the command line to the files."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel
+import numpy as np
+import pytest
+
+from data_preprocessing.volume_io import write_volume
+from scripts import inference, preprocess
+from scripts.run_options import RunOptions
+from utils.errors import DatasetError
+from utils.options import parse
+from utils.storage import read_array, read_json
+
+if TYPE_CHECKING:
+    from tests.stories.conftest import Phantom
+
+pytestmark = pytest.mark.story
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = "500"
+Options = Callable[..., RunOptions]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scans:
+    """Two scans of the phantom in a folder of their own, the first one rotated and its voxels anisotropic."""
+
+    folder: Path
+    first: Path
+    second: Path
+
+
+@pytest.fixture
+def scans(phantom: "Phantom", tmp_path: Path) -> Scans:
+    folder = tmp_path / "scans"
+    sources = sorted((phantom.raw / "test").glob("*_0000.nii.gz"))[:2]
+    image = load(sources[0])
+    rotated = np.array([[0, -1.5, 0, 10], [0.9, 0, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]], float)
+    write_volume(
+        folder / "turned_0000.nii.gz",
+        np.asarray(image.dataobj, np.float32),
+        affine=rotated,
+        qform_code=1,
+        sform_code=2,
+        spacing_mm=(0.9, 1.5, 2.5),
+    )
+    second = folder / sources[1].name
+    second.write_bytes(sources[1].read_bytes())
+    return Scans(folder=folder, first=folder / "turned_0000.nii.gz", second=second)
+
+
+def load(path: Path) -> nibabel.Nifti1Image:
+    image = nibabel.load(path)
+    assert isinstance(image, nibabel.Nifti1Image)
+    return image
+
+
+def voxels_of(path: Path) -> np.ndarray:
+    return np.asarray(load(path).dataobj)
+
+
+def command(*flags: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(ROOT / "main.py"), "--device", "cpu", *map(str, flags)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_scan_is_predicted_on_its_own_grid(trained: Path, scans: Scans, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = command("--exec_mode", "predict", "--results", trained, "-i", scans.first, "-o", out)
+    assert result.returncode == 0, result.stderr
+    mask, scan = load(out / "turned.nii.gz"), load(scans.first)
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(np.asarray(mask.affine), np.asarray(scan.affine), atol=1e-5)
+    np.testing.assert_allclose(mask.header.get_zooms(), scan.header.get_zooms(), atol=1e-5)
+    for form in ("qform_code", "sform_code"):
+        assert mask.header[form] == scan.header[form]
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
+
+
+def test_the_table_has_class_probabilities_and_volumes(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    inference.run(run_options(trained, "-i", str(scans.folder), "-o", str(tmp_path / "out")))
+    rows = table(tmp_path / "out" / "predictions.csv")
+    assert [row["case"] for row in rows] == sorted(
+        name.name.removesuffix("_0000.nii.gz") for name in (scans.first, scans.second)
+    )
+    for row in rows:
+        probs = [float(row[f"prob_{name}"]) for name in ("0", "1", "2")]
+        assert sum(probs) == pytest.approx(1, abs=1e-5)
+        assert row["predicted_class"] == str(int(np.argmax(probs)))
+    mask = voxels_of(tmp_path / "out" / "turned.nii.gz")
+    voxels = int((mask == 2).sum())
+    turned = next(row for row in rows if row["case"] == "turned")
+    assert float(turned["volume_ml_lesion"]) == pytest.approx(voxels * 0.9 * 1.5 * 2.5 / 1000, abs=1e-3)
+
+
+def test_the_same_scan_stored_in_another_orientation_has_the_same_mask_in_the_world(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    image = load(scans.second)
+    flipped = image.as_reoriented([[1, -1], [0, 1], [2, -1]])
+    nibabel.save(flipped, scans.folder / "flipped.nii.gz")
+    inference.run(run_options(trained, "-i", str(scans.folder), "-o", str(tmp_path / "out")))
+    name = scans.second.name.replace("_0000", "")
+    original, turned = (
+        nibabel.as_closest_canonical(load(tmp_path / "out" / file)) for file in (name, "flipped.nii.gz")
+    )
+    np.testing.assert_allclose(np.asarray(original.affine), np.asarray(turned.affine), atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(original.dataobj), np.asarray(turned.dataobj))
+
+
+def test_a_corrupt_scan_is_named_and_the_others_are_predicted(
+    trained: Path, scans: Scans, tmp_path: Path
+) -> None:
+    broken = scans.folder / "broken_0000.nii.gz"
+    broken.write_bytes(scans.second.read_bytes()[:500])
+    out = tmp_path / "out"
+    result = command("--exec_mode", "predict", "--results", trained, "-i", scans.folder, "-o", out)
+    assert result.returncode == 3
+    assert "broken" in result.stderr
+    assert "Traceback" not in result.stderr
+    masks = {path.name for path in out.glob("*.nii.gz")}
+    assert masks == {"turned.nii.gz", scans.second.name.replace("_0000", "")}
+    assert len(table(out / "predictions.csv")) == 2
+    assert len(read_json(out / "run.json")["failures"]) == 1
+
+
+def test_a_raw_dataset_is_predicted_on_the_cases_held_out(
+    trained: Path,
+    phantom: "Phantom",
+    run_options: Options,
+    tmp_path: Path,
+) -> None:
+    inference.run(run_options(trained, "-i", str(phantom.raw), "-o", str(tmp_path)))
+    held_out = read_json(phantom.raw / "splits_final.json")[0]["val"]
+    assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == [f"{name}.nii.gz" for name in held_out]
+
+
+def test_raw_and_prepared_cases_get_the_same_mask(
+    trained: Path,
+    phantom: "Phantom",
+    run_options: Options,
+    tmp_path: Path,
+) -> None:
+    inference.run(run_options(trained, "-i", str(phantom.raw), "-o", str(tmp_path)))
+    for path in tmp_path.glob("*.nii.gz"):
+        raw, prepared = (voxels_of(folder / path.name) for folder in (tmp_path, trained / "validation"))
+        # The prepared image is stored in half precision.
+        assert (raw == prepared).mean() > 0.99
+
+
+def test_mirroring_and_blending_change_the_answer(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    variants = {"plain": (), "tta": ("--tta",), "overlap": ("--overlap", "0.75"), "amp": ("--amp",)}
+    answers = set()
+    for name, flags in variants.items():
+        inference.run(run_options(trained, "-i", str(scans.second), "-o", str(tmp_path / name), *flags))
+        answers.add((tmp_path / name / "predictions.csv").read_text(encoding="utf-8"))
+    assert len(answers) == len(variants)
+
+
+def test_the_checkpoint_alone_is_enough(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    """No plan, no dataset and no results folder but the one file."""
+    alone = tmp_path / "model.ckpt"
+    alone.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
+    empty = tmp_path / "empty"
+    flags = ["--ckpt_path", str(alone), "--data", str(empty), "-i", str(scans.first)]
+    folder = inference.run(run_options(empty, *flags))
+    assert folder == empty / "predictions"
+    assert (folder / "turned.nii.gz").is_file()
+
+
+def test_an_empty_results_folder_says_to_train_first(
+    scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match="has no checkpoint. Train first"):
+        inference.run(run_options(tmp_path, "-i", str(scans.first)))
+
+
+def test_prepared_cases_are_scored_and_kept_as_arrays(
+    trained: Path, run_options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = inference.run(run_options(trained, "-o", str(tmp_path), "--save_preds"))
+    assert folder == tmp_path
+    assert "pancreas" in capsys.readouterr().out
+    arrays = sorted(folder.glob("*.npy"))
+    assert len(arrays) == len(list(folder.glob("*.nii.gz"))) == 3
+    mask = voxels_of(arrays[0].with_suffix(".nii.gz"))
+    np.testing.assert_array_equal(read_array(arrays[0]), mask.transpose())
+    assert read_json(folder / "summary.json")["foreground_mean"]["Dice"] is not None
+
+
+def test_the_prepared_test_cases_come_before_the_held_out_ones(
+    trained: Path,
+    phantom: "Phantom",
+    run_options: Options,
+    tmp_path: Path,
+) -> None:
+    words = ["--data", str(phantom.raw.parent), "--results", str(phantom.prepared), "--task", TASK]
+    words += ["--exec_mode", "test", "--n_jobs", "1"]
+    test = preprocess.run(parse(preprocess.PreprocessOptions, words, program="preprocess.py", description=""))
+    folder = inference.run(run_options(trained, "-o", str(tmp_path)))
+    rows = table(folder / "predictions.csv")
+    assert [row["case"] for row in rows] == sorted(path.name[:-6] for path in test.glob("*_x.npy"))
+    assert not (folder / "summary.json").exists()
+
+
+def test_evaluation_scores_the_held_out_cases_again(
+    trained: Path, run_options: Options, tmp_path: Path
+) -> None:
+    best = next((trained / "checkpoints").glob("epoch=*.ckpt"))
+    report = inference.evaluate(run_options(tmp_path, "--ckpt_path", str(best)))
+    assert report == tmp_path / "report.html"
+    again, before = (read_json(folder / "final_metrics.json") for folder in (tmp_path, trained))
+    assert again["dsc_mean"] == pytest.approx(before["dsc_mean"])
+    assert again["structures"] == before["structures"]
+
+
+def test_two_dimensional_training_predicts_volumes(
+    run_options: Options, scans: Scans, tmp_path: Path
+) -> None:
+    from scripts import train
+
+    results = tmp_path / "flat"
+    train.run(run_options(results, "--dim", "2", "--max_epochs", "1"))
+    inference.run(run_options(results, "-i", str(scans.first), "-o", str(tmp_path / "out")))
+    mask = load(tmp_path / "out" / "turned.nii.gz")
+    assert mask.shape == load(scans.first).shape
+
+
+def test_help_imports_neither_torch_nor_dali(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "--exec_mode" in result.stdout
+    loaded = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert not {"torch", "nvidia.dali", "nibabel", "pytorch_lightning"} & loaded

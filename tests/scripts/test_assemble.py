@@ -1,0 +1,81 @@
+"""Options and a plan become the parts of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunet.options import NetworkOptions
+from nnunet.training.trainer import Machine
+from scripts.assemble import architecture_of, prepared_folder, shard_of
+from scripts.run_options import RunOptions
+from utils.contracts import Plan, Stage
+from utils.errors import DatasetError
+
+STAGES = (Stage(channels=4, kernel=(3, 3, 3), stride=(1, 1, 1)),) * 6
+
+
+@pytest.mark.parametrize(
+    ("folder", "task"),
+    [
+        ("04_3d", "4"),
+        ("04_3d", "04"),
+        ("04_3d", "Task04_Hippocampus"),
+        ("010_3d", "10"),
+        ("010_3d", "Dataset010_LIDCNodules"),
+        ("made_3d", "made"),
+    ],
+)
+def test_a_task_is_found_by_number_or_name(tmp_path: Path, folder: str, task: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "plan.json").touch()
+    assert prepared_folder(RunOptions(data=tmp_path, task=task)) == tmp_path / folder
+
+
+def test_a_prepared_folder_may_be_given_itself(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").touch()
+    assert prepared_folder(RunOptions(data=tmp_path, task="whatever")) == tmp_path
+
+
+def test_the_other_dimension_is_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "04_3d").mkdir()
+    (tmp_path / "04_3d" / "plan.json").touch()
+    with pytest.raises(DatasetError, match="no preprocessed folder 04_2d.*--dim 2"):
+        prepared_folder(RunOptions(data=tmp_path, task="04", dim=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        (NetworkOptions(), 4),
+        (NetworkOptions(deep_supr_num=2), 3),
+        (NetworkOptions(deep_supr_num=0), 1),
+        (NetworkOptions(deep_supr_num=99), 5),
+        (NetworkOptions(deep_supervision=False), 1),
+        (NetworkOptions(deep_supervision=False, deep_supr_num=2), 1),
+    ],
+)
+def test_supervised_outputs_never_exceed_the_decoder(
+    make_plan: Callable[..., Plan], options: NetworkOptions, outputs: int
+) -> None:
+    assert architecture_of(options, make_plan(stages=STAGES)).num_outputs == outputs
+
+
+def test_the_nvidia_preset_brings_its_convolutions(make_plan: Callable[..., Plan]) -> None:
+    ours = architecture_of(NetworkOptions(), make_plan())
+    theirs = architecture_of(NetworkOptions(), make_plan(preset="nvidia"))
+    assert (ours.conv_bias, ours.decoder_kernels) == (True, "skip")
+    assert (theirs.conv_bias, theirs.decoder_kernels) == (False, "below")
+
+
+def test_one_process_is_rank_zero_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert shard_of(RunOptions(), Machine(device="cpu")).rank == 0
+
+
+def test_the_rank_counts_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    shard = shard_of(RunOptions(), Machine(device="cuda", gpus=4, nodes=2))
+    assert (shard.rank, shard.world_size, shard.device_id) == (6, 8, 2)

@@ -64,7 +64,7 @@ def seconds_to(curve: Curve, threshold: float) -> float | None:
 
 def main() -> None:
     """Run both in turn and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Dice against training seconds, ours beside a peer's.")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=1)

@@ -62,7 +62,8 @@ def run(options: RunOptions) -> Path:
 
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
-        callbacks = [EpochReport(fold.plan, run_log, loader), Resumption(loader, options.seed)]
+        resumption = Resumption(loader, options.seed, options.optimiser)
+        callbacks = [EpochReport(fold.plan, run_log, loader), resumption]
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
         trainer.fit(module, datamodule=DataModule(loader, volumes), ckpt_path=resume)

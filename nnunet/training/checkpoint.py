@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -71,6 +72,24 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 def model_card(plan: Plan, architecture: Architecture) -> dict[str, Any]:
     """What a checkpoint says about its network, in plain values."""
     return {"format": MODEL_FORMAT, "plan": to_plain(plan), "architecture": to_plain(architecture)}
+
+
+def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights: Iterable[str]) -> None:
+    """DatasetError that names what differs, if a run cannot be continued from `checkpoint`."""
+    stored = checkpoint.get(MODEL_KEY, {})
+    changed = [
+        f"{part}.{name}"
+        for part in ("plan", "architecture")
+        for name, value in card[part].items()
+        if stored.get(part, {}).get(name) != value
+    ]
+    if not changed and set(checkpoint["state_dict"]) != set(weights):
+        changed = ["ema (the average of the weights)"]
+    if changed:
+        raise DatasetError(
+            f"The checkpoint was trained with another {', '.join(changed)}. "
+            "Resume with the options of that run, or train into another results folder."
+        )
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:

@@ -15,7 +15,7 @@ from nnunet.inference.sliding_window import WindowRule, predict_volume
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.network import Architecture, MultiTaskUNet
 from nnunet.options import OptimiserOptions
-from nnunet.training.checkpoint import MODEL_KEY, model_card
+from nnunet.training.checkpoint import MODEL_KEY, model_card, refuse_other_model
 from nnunet.training.clock import RunClock
 from nnunet.training.compilation import compiled_or_plain
 from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
@@ -127,7 +127,8 @@ class MultiTaskModule(lightning.LightningModule):
         checkpoint["train_seconds"] = self.clock.seconds()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Carry the time of the earlier run on."""
+        """Refuse the weights of another model, then carry the time of the earlier run on."""
+        refuse_other_model(checkpoint, model_card(self.plan, self.architecture), self.state_dict().keys())
         self.clock.earlier_seconds = float(checkpoint["train_seconds"])
 
 

@@ -21,11 +21,9 @@ def build_optimiser(
     parameters: Iterable[Parameter], options: OptimiserOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates are the optimiser's own."""
-    kind = options.optimizer
-    rate = LEARNING_RATES[kind] if options.learning_rate is None else options.learning_rate
-    decay = WEIGHT_DECAYS[kind] if options.weight_decay is None else options.weight_decay
+    rate, decay = _peak_rate(options), _weight_decay(options)
     groups = [{"params": list(parameters), "peak_lr": rate}]
-    if kind == "adam":
+    if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
     return torch.optim.SGD(
         groups,
@@ -35,6 +33,20 @@ def build_optimiser(
         weight_decay=decay,
         fused=fused,
     )
+
+
+def reset_rates(optimiser: torch.optim.Optimizer, options: OptimiserOptions) -> None:
+    """Take peak rate and decay from `options`: a checkpoint brings those of the run that wrote it."""
+    for group in optimiser.param_groups:
+        group["peak_lr"], group["weight_decay"] = _peak_rate(options), _weight_decay(options)
+
+
+def _peak_rate(options: OptimiserOptions) -> float:
+    return LEARNING_RATES[options.optimizer] if options.learning_rate is None else options.learning_rate
+
+
+def _weight_decay(options: OptimiserOptions) -> float:
+    return WEIGHT_DECAYS[options.optimizer] if options.weight_decay is None else options.weight_decay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

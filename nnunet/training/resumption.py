@@ -7,6 +7,8 @@ from typing import Any, Protocol, final
 import pytorch_lightning as lightning
 import torch
 
+from nnunet.options import OptimiserOptions
+from nnunet.training.optimisers import reset_rates
 from utils.seeding import seed_for
 
 
@@ -30,9 +32,10 @@ class Resumption(lightning.Callback):
     would show the first epoch's patches again. Torch's generator (dropout) it does not save at all.
     """
 
-    def __init__(self, loader: Stateful, seed: int) -> None:
+    def __init__(self, loader: Stateful, seed: int, optimiser: OptimiserOptions) -> None:
         self.loader = loader
         self.seed = seed
+        self.optimiser = optimiser
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's position."""
@@ -41,6 +44,10 @@ class Resumption(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Send the loader to the saved position; DatasetError if its layout has changed."""
         self.loader.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """A resume with another learning rate or weight decay means it."""
+        reset_rates(trainer.optimizers[0], self.optimiser)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Seed torch by run, epoch and rank, so that no generator's state has to be saved."""

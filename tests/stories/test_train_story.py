@@ -122,6 +122,26 @@ def test_resuming_with_another_batch_size_is_refused(run_options: Options, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--branch", "simple"], "architecture.branch"), (["--ema", "0.9"], "ema")],
+)
+def test_resuming_another_model_is_refused_by_name(
+    run_options: Options, tmp_path: Path, flags: list[str], named: str
+) -> None:
+    train.run(run_options(tmp_path, "--max_epochs", "1"))
+    with pytest.raises(DatasetError, match=f"another {named}"):
+        train.run(run_options(tmp_path, "--resume_training", "--epochs", "3", *flags))
+
+
+def test_a_resume_takes_the_learning_rate_of_its_own_command_line(
+    run_options: Options, tmp_path: Path
+) -> None:
+    train.run(run_options(tmp_path, "--max_epochs", "1"))
+    train.run(run_options(tmp_path, "--resume_training", "--epochs", "2", "--learning_rate", "1e-5"))
+    assert [line["learning_rate"] for line in epochs_of(tmp_path)][-1] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
     ("flags", "metric"),
     [
         (["--branch", "simple"], "train/loss_class"),

@@ -35,6 +35,7 @@ def run(options: RunOptions) -> Path:
     from nnunet.training.epoch_report import EpochReport
     from nnunet.training.module import MultiTaskModule
     from nnunet.training.resumption import Resumption
+    from nnunet.training.validation_schedule import ValidationSchedule
     from scripts import assemble
     from scripts.final_validation import validate_fold
 
@@ -63,7 +64,8 @@ def run(options: RunOptions) -> Path:
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
         resumption = Resumption(loader, options.seed, options.optimiser)
-        callbacks = [EpochReport(fold.plan, run_log, loader), resumption]
+        schedule = ValidationSchedule(options.training, module.clock)
+        callbacks = [EpochReport(fold.plan, run_log, loader), resumption, schedule]
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
         trainer.fit(module, datamodule=DataModule(loader, volumes), ckpt_path=resume)

@@ -32,3 +32,7 @@ class RunClock:
         if self.time_budget is None:
             return by_steps
         return max(by_steps, self.seconds() / (self.time_budget * SECONDS_PER_MINUTE))
+
+    def is_over(self) -> bool:
+        """Whether a time budget was given and is spent."""
+        return self.time_budget is not None and self.seconds() >= self.time_budget * SECONDS_PER_MINUTE

@@ -98,11 +98,9 @@ class MultiTaskModule(lightning.LightningModule):
         return terms.total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Update the weight average; stop when the time is spent."""
+        """Update the weight average."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
-        if self.settings.time_budget is not None and self.clock.progress(self.global_step) >= 1.0:
-            self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         """Forget the cases of the epoch before."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal
 
 import pytorch_lightning as lightning
 import torch
@@ -31,18 +31,6 @@ class Machine:
     device: str  # cuda or cpu
     gpus: int = 1
     nodes: int = 1
-
-
-@final
-class LateValidation(lightning.Callback):
-    """Leaves out the validation of the first epochs, which Lightning has no option for."""
-
-    def __init__(self, first_epoch: int) -> None:
-        self.first_epoch = first_epoch
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Decide for this epoch; the trainer asks when its last step is done."""
-        trainer.limit_val_batches = 0.0 if trainer.current_epoch < self.first_epoch else 1.0
 
 
 def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
@@ -92,7 +80,7 @@ def build_trainer(
         precision=precision_of(machine.device, amp=options.amp),
         min_epochs=options.min_epochs,
         max_epochs=epochs_of(options),
-        check_val_every_n_epoch=options.val_every,
+        check_val_every_n_epoch=1,  # ValidationSchedule decides
         num_sanity_val_steps=0,
         gradient_clip_val=gradient_clip or None,
         callbacks=[*callbacks, *_own_callbacks(options, results)],
@@ -124,8 +112,6 @@ def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Ca
     callbacks: list[lightning.Callback] = []
     if sys.stderr.isatty():
         callbacks.append(RichProgressBar(leave=False))
-    if options.skip_first_n_eval:
-        callbacks.append(LateValidation(options.skip_first_n_eval))
     if options.patience:
         callbacks.append(
             EarlyStopping("val/loss", patience=options.patience, check_on_train_epoch_end=False, strict=False)

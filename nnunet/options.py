@@ -14,6 +14,8 @@ class NetworkOptions:
     """What changes features: plain."""
     branch: str = "roi_pooled"
     """What turns features into class logits: roi_pooled or simple, options behind a colon; none: no class."""
+    filters: tuple[int, ...] = ()
+    """Channels per stage, finest first, instead of the planned ones; the last holds for all stages behind."""
     norm: Literal["instance", "batch", "group"] = "instance"
     """Normalisation after each convolution."""
     negative_slope: float = 0.01

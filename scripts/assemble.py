@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_loading.augmentations import build_recipe
@@ -18,7 +18,7 @@ from nnunet.training.module import ModuleSettings
 from nnunet.training.trainer import Machine, epochs_of
 from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
@@ -62,10 +62,23 @@ def read_fold(options: RunOptions) -> FoldCases:
     fold = _choose_fold(folder, cases, options)
     return FoldCases(
         folder=folder,
-        plan=plan,
+        plan=with_filters(plan, options.network.filters),
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
     )
+
+
+def with_filters(plan: Plan, filters: tuple[int, ...]) -> Plan:
+    """The plan with other channels per stage; empty `filters` leave it as it is, too many are cut off."""
+    if not filters:
+        return plan
+    if min(filters) < 1:
+        raise UserError(f"--filters needs channels of at least 1, got {filters}.")
+    stages = tuple(
+        replace(stage, channels=filters[min(level, len(filters) - 1)])
+        for level, stage in enumerate(plan.stages)
+    )
+    return replace(plan, stages=stages)
 
 
 def _refuse_untrainable(plan: Plan, folder: Path) -> None:

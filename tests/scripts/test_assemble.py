@@ -7,10 +7,10 @@ import pytest
 
 from nnunet.options import NetworkOptions
 from nnunet.training.trainer import Machine
-from scripts.assemble import architecture_of, prepared_folder, shard_of
+from scripts.assemble import architecture_of, prepared_folder, shard_of, with_filters
 from scripts.run_options import RunOptions
 from utils.contracts import Plan, Stage
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 
 STAGES = (Stage(channels=4, kernel=(3, 3, 3), stride=(1, 1, 1)),) * 6
 
@@ -79,3 +79,12 @@ def test_the_rank_counts_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("LOCAL_RANK", "2")
     shard = shard_of(RunOptions(), Machine(device="cuda", gpus=4, nodes=2))
     assert (shard.rank, shard.world_size, shard.device_id) == (6, 8, 2)
+
+
+def test_filters_replace_the_planned_channels_and_the_last_holds_on(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(stages=STAGES)
+    changed = with_filters(plan, (8, 16, 24))
+    assert [stage.channels for stage in changed.stages] == [8, 16, 24, 24, 24, 24]
+    assert with_filters(plan, ()) is plan
+    with pytest.raises(UserError, match="at least 1"):
+        with_filters(plan, (8, 0))

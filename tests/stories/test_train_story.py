@@ -146,6 +146,7 @@ def test_a_resume_takes_the_learning_rate_of_its_own_command_line(
     [
         (["--branch", "simple"], "train/loss_class"),
         (["--branch", "roi_pooled:dropout=0.9"], "train/loss_class"),
+        (["--filters", "2", "3"], "train/loss"),
         (["--norm", "batch"], "train/loss"),
         (["--norm", "group"], "train/loss"),
         (["--negative_slope", "0.3"], "train/loss"),

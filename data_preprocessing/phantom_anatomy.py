@@ -14,7 +14,7 @@ PANCREAS_HU, PANCREAS_SPREAD_HU = 78.0, 4.0  # mean over all cases, and its spre
 PANCREAS_TEXTURE_HU = 12.0
 FAT_HU = (-100.0, -60.0)
 ORGAN_HU = (62.0, 105.0)  # bowel and vessels: like the pancreas, never like a lesion
-LESION_HU, LESION_SPREAD_HU = 24.0, 4.0
+LESION_HU, LESION_SPREAD_HU = 18.0, 4.0
 CALCIFICATION_HU = (550.0, 1200.0)
 CALCIFICATION_SHARE = 0.15  # of the cases
 PANCREAS_RADIUS = 0.12  # share of the shortest extent
@@ -37,7 +37,7 @@ class CropSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subtype:
-    """How a lesion looks inside; `offset_hu` makes up for the rim, so that the mean alone tells little."""
+    """How a lesion looks inside; `offset_hu` makes up for part of the rim: the mean tells little."""
 
     offset_hu: float
     rim_hu: float
@@ -47,9 +47,9 @@ class Subtype:
 
 
 SUBTYPES = (
-    Subtype(offset_hu=-9.0, rim_hu=34.0, texture_hu=6.0, grain_voxels=0.5),
-    Subtype(offset_hu=0.0, rim_hu=0.0, texture_hu=17.0, grain_voxels=1.3),
-    Subtype(offset_hu=9.0, rim_hu=-34.0, texture_hu=12.0, grain_voxels=0.0, period_voxels=3.5),
+    Subtype(offset_hu=-6.0, rim_hu=40.0, texture_hu=4.0, grain_voxels=0.5),
+    Subtype(offset_hu=0.0, rim_hu=0.0, texture_hu=23.0, grain_voxels=1.3),
+    Subtype(offset_hu=6.0, rim_hu=-40.0, texture_hu=14.0, grain_voxels=0.0, period_voxels=3.5),
 )
 CROP_SIZES = {
     "tiny": CropSize(smallest=(14, 28, 30), largest=(18, 34, 36), slice_mm=(4.5, 5.5), plane_mm=3.0),

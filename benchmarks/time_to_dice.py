@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.run_log import read_log  # noqa: E402
+from benchmarks.collect_run import collect, machine  # noqa: E402
 from utils.storage import write_json  # noqa: E402
 
 Curve = list[dict[str, float]]
@@ -48,13 +47,13 @@ def run_ours(options: list[str], results: Path) -> dict[str, Any]:
         *options,
     ]
     subprocess.run(command, check=True, cwd=ROOT)
+    run = collect(results)
     curve = [
-        {"train_s": round(line["data"]["train_s"], 1), "dice": round(line["data"]["val/dsc"], 4)}
-        for line in read_log(results / "logs.json")
-        if line["type"] == "LOG" and "val/dsc" in line["data"]
+        {"train_s": round(point["train_s"], 1), "dice": round(point["val/dsc"], 4)}
+        for point in run["curve"]
+        if "val/dsc" in point
     ]
-    final = json.loads((results / "final_metrics.json").read_text())
-    return {"curve": curve, "final_dsc_mean": final["dsc_mean"], "final_structures": final["structures"]}
+    return {"curve": curve, "options": run["options"], "final_validation": run["final_validation"]}
 
 
 def seconds_to(curve: Curve, threshold: float) -> float | None:
@@ -93,12 +92,8 @@ def main() -> None:
                 if ours["seconds_to_threshold"] and peer["seconds_to_threshold"]
             ]
             summary = {
-                "machine": {
-                    "cpu": platform.processor() or platform.machine(),
-                    "python": platform.python_version(),
-                },
+                "machine": machine(),
                 "threshold": chosen.threshold,
-                "options": options,
                 "ratio_ours_to_peer": ratios,
                 "runs": runs,
             }

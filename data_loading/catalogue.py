@@ -95,7 +95,8 @@ def _check_entry(case: PreprocessedCase, plan: Plan) -> Entry:
         )
     if case.label is None or case.foreground is None:
         raise DatasetError(
-            f"Case {case.case_id} has no label files; training needs preprocess.py --exec_mode training."
+            f"Case {case.case_id} has no mask; training needs one for every case, prepared with "
+            "preprocess.py --exec_mode training."
         )
     label = read_array(case.label, mapped=True)
     if label.shape != (1, *image.shape[1:]) or label.dtype != np.int16:

@@ -80,6 +80,8 @@ def draw_window(
     shape, table = entries[entry].shape, entries[entry].foreground
     place = index % rule.batch_size
     forced = place >= round(rule.batch_size * (1 - rule.foreground_share))
+    if rule.batch_size == 1:
+        forced = random.random() < rule.foreground_share  # no place of a batch of one can stand for a share
     if forced and any(table.labels):
         start = centred_start(foreground_voxel(table, random), shape, rule.patch)
     elif 0 in table.labels:

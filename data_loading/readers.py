@@ -101,7 +101,8 @@ class VolumeSource:
 
     def __init__(self, entries: Sequence[Entry], *, rank: int, world_size: int) -> None:
         self.entries = tuple(entries)
-        self.places = tuple(range(rank, len(self.entries), world_size))
+        # A rank beyond the cases repeats one: it must not miss the exchange of results.
+        self.places = tuple(range(rank, len(self.entries), world_size)) or (rank % len(self.entries),)
 
     def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
         """Image (C, D, H, W), label (1, D, H, W), entry (1,) of the next case; after the last, the first."""

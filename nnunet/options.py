@@ -89,7 +89,7 @@ class TrainingOptions:
     resume_training: bool = False
     """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
     npz: bool = False
-    """Keep the label probabilities of the final validation as .npy (float16)."""
+    """Keep the label probabilities of the final validation in validation/probabilities (.npy, float16)."""
 
 
 @dataclass(frozen=True, kw_only=True)

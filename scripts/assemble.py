@@ -22,6 +22,18 @@ from utils.errors import DatasetError, UserError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
+PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
+PREPARATION = (
+    "axis_order",
+    "spacing_mm",
+    "normalisers",
+    "uses_mask",
+    "intensity",
+    "preset",
+    "foreground_channel",
+    "label_names",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldCases:
@@ -31,6 +43,7 @@ class FoldCases:
     plan: Plan
     training: tuple[PreprocessedCase, ...]
     validation: tuple[PreprocessedCase, ...]
+    folds: tuple[Fold, ...]  # all folds of the dataset, this one among them
 
 
 def prepared_folder(options: RunOptions) -> Path:
@@ -59,12 +72,15 @@ def read_fold(options: RunOptions) -> FoldCases:
     cases = {case.case_id: case for case in list_prepared(folder)}
     if not cases:
         raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
-    fold = _choose_fold(folder, cases, options)
+    folds = _all_folds(folder, cases, options)
+    patients = {case.case_id: case.patient_id for case in cases.values()}
+    fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
     return FoldCases(
         folder=folder,
         plan=with_filters(plan, options.network.filters),
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
+        folds=folds,
     )
 
 
@@ -100,7 +116,8 @@ def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
 
     Where there is no test/ either, the validation cases of the fold.
     """
-    if not (options.data / PLAN).is_file() and (cases := list_prepared(options.data)):
+    is_part = options.data.name in PARTS and (options.data.parent / PLAN).is_file()
+    if (is_part or not (options.data / PLAN).is_file()) and (cases := list_prepared(options.data)):
         return cases
     test = prepared_folder(options) / "test"
     if test.is_dir() and (cases := list_prepared(test)):
@@ -108,20 +125,26 @@ def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
     return read_fold(options).validation
 
 
-def _choose_fold(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> Fold:
-    path = folder / SPLITS
+def _all_folds(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> tuple[Fold, ...]:
+    if (folder / SPLITS).is_file():
+        return read_folds(folder / SPLITS)
     ordered = [cases[name] for name in sorted(cases)]
-    if path.is_file():
-        folds = read_folds(path)
-    else:
-        folds = make_folds(
-            [case.case_id for case in ordered],
-            [case.patient_id for case in ordered],
-            [None if case.class_target == NO_CLASS else case.class_target for case in ordered],
-            num_folds=options.nfolds,
+    return make_folds(
+        [case.case_id for case in ordered],
+        [case.patient_id for case in ordered],
+        [None if case.class_target == NO_CLASS else case.class_target for case in ordered],
+        num_folds=options.nfolds,
+    )
+
+
+def refuse_other_preparation(model: Plan, folder_plan: Plan, folder: Path) -> None:
+    """DatasetError if the volumes of `folder` were not made as the model's were: it would guess silently."""
+    changed = [name for name in PREPARATION if getattr(model, name) != getattr(folder_plan, name)]
+    if changed:
+        raise DatasetError(
+            f"{folder} was prepared with another {', '.join(changed)} than the model was trained with. "
+            "Predict the raw scans with -i instead, or preprocess with the model's plan."
         )
-    patients = {case.case_id: case.patient_id for case in ordered}
-    return pick_fold(folds, options.fold, patients=patients, source=path)
 
 
 def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
@@ -169,12 +192,13 @@ def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> Windo
     )
 
 
-def module_settings(options: RunOptions, plan: Plan, steps_per_epoch: int) -> ModuleSettings:
+def module_settings(options: RunOptions, fold: FoldCases, steps_per_epoch: int) -> ModuleSettings:
     """What the Lightning module needs; validation in training never mirrors, the final one may."""
     return ModuleSettings(
         optimiser=options.optimiser,
-        window=window_rule(options.inference, plan, mirror=False),
+        window=window_rule(options.inference, fold.plan, mirror=False),
         total_steps=epochs_of(options.training) * steps_per_epoch,
+        training_cases=tuple(case.case_id for case in fold.training),
         time_budget=options.training.time_budget,
         compile=options.training.compile,
     )

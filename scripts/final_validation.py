@@ -19,7 +19,7 @@ from nnunet.evaluation.overlap import CaseOverlap
 from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
 from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
 from nnunet.evaluation.tables import write_overlap_table
-from scripts.assemble import FoldCases
+from scripts.assemble import FoldCases, refuse_other_preparation
 from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
 from scripts.model_run import PredictionRow, open_model, prediction_row, write_predictions_table
 from scripts.prepared_prediction import (
@@ -36,6 +36,7 @@ from utils.storage import write_array, write_json
 
 FOLDER = "validation"
 METRICS_FILE = "final_metrics.json"
+PROBABILITIES = "probabilities"  # a folder of its own: an array beside a mask would be taken for a second one
 
 
 def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: RunLog) -> Path:
@@ -43,6 +44,8 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     started = time.perf_counter()
     run = open_model(options, checkpoint)
     plan = run.model.plan
+    run.refuse_training_cases([case.case_id for case in fold.validation])
+    refuse_other_preparation(plan, fold.plan, fold.folder)
     masks = options.results / FOLDER
     overlaps: list[CaseOverlap] = []
     rows: list[PredictionRow] = []
@@ -51,7 +54,7 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         spacing_mm = answer.case.footprint.native_spacing_mm
         rows.append(prediction_row(answer.prediction, answer.mask, spacing_mm, plan))
         if options.training.npz:
-            path = masks / f"{answer.case.case_id}_probs.npy"
+            path = masks / PROBABILITIES / f"{answer.case.case_id}.npy"
             write_array(path, answer.prediction.label_probs.astype(np.float16))
         if overlap := score_answer(answer, plan, masks):
             overlaps.append(overlap)

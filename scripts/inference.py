@@ -38,15 +38,18 @@ def evaluate(options: RunOptions) -> Path:
 def _predict_preprocessed(options: RunOptions) -> Path:
     from nnunet.evaluation.bootstrap import Resampling
     from nnunet.evaluation.summary import summarise_segmentation, write_summaries
-    from scripts.assemble import cases_to_predict
+    from scripts.assemble import cases_to_predict, refuse_other_preparation
     from scripts.evaluation_page import PREDICTIONS_FILE, print_result
     from scripts.model_run import open_model, prediction_row, write_predictions_table
     from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask
+    from utils.prepared_folder import read_plan
     from utils.storage import write_array
 
     model = open_model(options)
     plan = model.model.plan
     cases = cases_to_predict(options)
+    folder_of_cases = cases[0].image.parent
+    refuse_other_preparation(plan, read_plan(folder_of_cases), folder_of_cases)
     tta = "_tta" if options.inference.tta else ""
     name = f"preds_task_{Path(options.task).name}_dim_{options.dim}_fold_{options.fold}{tta}"
     folder = options.output or options.results / name
@@ -54,7 +57,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     for answer in predict_prepared(model, cases):
         write_mask(folder, answer)
         if options.save_preds:
-            write_array(folder / f"{answer.case.case_id}.npy", answer.mask.transpose())
+            write_array(folder / "npy" / f"{answer.case.case_id}.npy", answer.mask.transpose())
         rows.append(
             prediction_row(answer.prediction, answer.mask, answer.case.footprint.native_spacing_mm, plan)
         )

@@ -38,6 +38,14 @@ class ModelRun:
             self.model.network, image, self.rule, case_id=case_id, device=self.device, amp=self.amp
         )
 
+    def refuse_training_cases(self, case_ids: Sequence[str]) -> None:
+        """DatasetError if the model has seen one of the cases that are to be scored as unseen."""
+        if seen := sorted(set(case_ids) & set(self.model.training_cases)):
+            raise DatasetError(
+                f"{len(seen)} of these {len(case_ids)} cases trained the model ({', '.join(seen[:3])}, ...); "
+                "a score on them would be too good. Give the --fold that the model was trained with."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRow:

@@ -45,7 +45,7 @@ def predict_scans(options: RunOptions) -> Path:
     assert options.input is not None  # the caller chose this story because of it
     run = open_model(options)
     plan = run.model.plan
-    scans = _scans_of(options.input, plan, options.fold)
+    scans = _scans_of(options, run)
     folder = options.output or options.results / PREDICTIONS
     say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
     started = time.perf_counter()
@@ -82,18 +82,27 @@ def predict_scans(options: RunOptions) -> Path:
     return folder
 
 
-def _scans_of(source: Path, plan: Plan, fold: int) -> tuple[RawCase, ...]:
-    """A scan, the scans of a folder, or the held-out cases of a raw dataset; its test cases without folds."""
+def _scans_of(options: RunOptions, run: ModelRun) -> tuple[RawCase, ...]:
+    """A scan, the scans of a folder, or the held-out cases of a raw dataset.
+
+    The folds are the dataset's own, else those of the training in the results folder; without folds, the test
+    cases.
+    """
+    source, plan = options.input, run.model.plan
+    assert source is not None  # the caller chose this story because of it
     if not (source / "dataset.json").is_file():
         # The foreground channel is made here, it has no file.
         return read_scans(source, num_channels=plan.num_channels - int(plan.foreground_channel))
     dataset = read_dataset(source)
-    cases = {case.case_id: case for case in dataset.training}
-    splits = source / SPLITS
-    if not splits.is_file():
+    splits = next((path for path in (source / SPLITS, options.results / SPLITS) if path.is_file()), None)
+    if splits is None:
+        if not dataset.test:
+            raise DatasetError(f"{source} has neither {SPLITS} nor test cases. Give a folder of scans.")
         return dataset.test
+    cases = {case.case_id: case for case in dataset.training}
     patients = {case_id: case.patient_id for case_id, case in cases.items()}
-    held_out = pick_fold(read_folds(splits), fold, patients=patients, source=splits).val
+    held_out = pick_fold(read_folds(splits), options.fold, patients=patients, source=splits).val
+    run.refuse_training_cases(held_out)
     # Without the label: prediction must not depend on it, nor stop because of it.
     return tuple(replace(cases[case_id], label=None) for case_id in sorted(held_out))
 

@@ -45,7 +45,7 @@ class RunOptions:
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
     """Folder for predictions; unset: predictions in the results folder."""
     save_preds: bool = False
-    """Write predictions of preprocessed cases as NumPy masks."""
+    """Write the masks of preprocessed cases as NumPy arrays too, in the folder npy of the predictions."""
     loader: LoaderOptions = LoaderOptions()
     network: NetworkOptions = NetworkOptions()
     loss: LossOptions = LossOptions()

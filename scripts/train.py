@@ -12,8 +12,10 @@ from scripts.run_options import RunOptions
 from utils.command import run_command
 from utils.errors import DatasetError
 from utils.options import describe, parse
+from utils.prepared_folder import SPLITS
 from utils.run_log import RunLog, say
 from utils.seeding import seed_everything
+from utils.splits import write_folds
 
 DESCRIPTION = "Train the planned network on one fold."
 # Lightning suggests worker processes and logging intervals; the DALI loader has neither.
@@ -52,7 +54,7 @@ def run(options: RunOptions) -> Path:
     volumes = assemble.build_volume_loader(fold, shard)
     network = MultiTaskUNet(fold.plan, architecture)
     loss = assemble.build_loss(options.loss, fold)
-    settings = assemble.module_settings(options, fold.plan, len(loader))
+    settings = assemble.module_settings(options, fold, len(loader))
     module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
     millions = sum(weight.numel() for weight in network.parameters()) / 1e6
     say(
@@ -63,6 +65,8 @@ def run(options: RunOptions) -> Path:
 
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
+        if shard.rank == 0:
+            write_folds(options.results / SPLITS, fold.folds)
         resumption = Resumption(loader, options.seed, options.optimiser)
         schedule = ValidationSchedule(options.training, module.clock)
         callbacks = [EpochReport(fold.plan, run_log, loader), resumption, schedule]
@@ -77,6 +81,10 @@ def run(options: RunOptions) -> Path:
 
 def _resume_path(options: RunOptions, last: Path) -> Path | None:
     if not options.training.resume_training:
+        if last.is_file():
+            say(
+                f"{options.results} holds an earlier training: its checkpoints are replaced, its log goes on."
+            )
         return None
     if not last.is_file():
         raise DatasetError(f"--resume_training: there is no {last}. Leave the switch off to start afresh.")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nnunet.inference.sliding_window import Network, WindowRule, predict_volume
+from nnunet.precision import half_type
 from utils.contracts import Prediction
 from utils.errors import DatasetError
 
@@ -19,8 +20,8 @@ def predict_case(
     """
     # A copy: torch takes no read-only memory, which a mapped file is.
     volume = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).unsqueeze(0).to(device)
-    kind = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    with torch.autocast(device.type, dtype=kind, enabled=amp):
+    kind = half_type(device.type) if amp else None
+    with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
         output = predict_volume(network, volume, rule)
     if not bool(torch.isfinite(output.label_logits).all()):
         raise DatasetError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -28,6 +28,7 @@ class TrainedModel:
     network: MultiTaskUNet
     plan: Plan
     architecture: Architecture
+    training_cases: tuple[str, ...] = ()
 
 
 @final
@@ -69,9 +70,14 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return content
 
 
-def model_card(plan: Plan, architecture: Architecture) -> dict[str, Any]:
-    """What a checkpoint says about its network, in plain values."""
-    return {"format": MODEL_FORMAT, "plan": to_plain(plan), "architecture": to_plain(architecture)}
+def model_card(plan: Plan, architecture: Architecture, training_cases: Sequence[str] = ()) -> dict[str, Any]:
+    """What a checkpoint says about its network, in plain values, and which cases it has seen."""
+    return {
+        "format": MODEL_FORMAT,
+        "plan": to_plain(plan),
+        "architecture": to_plain(architecture),
+        "training_cases": list(training_cases),
+    }
 
 
 def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights: Iterable[str]) -> None:
@@ -108,7 +114,12 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     _check_weights(path, network, weights)
     network.load_state_dict(weights)
-    return TrainedModel(network=network.to(device).eval(), plan=plan, architecture=architecture)
+    return TrainedModel(
+        network=network.to(device).eval(),
+        plan=plan,
+        architecture=architecture,
+        training_cases=tuple(card.get("training_cases", ())),
+    )
 
 
 def _check_weights(path: Path, network: MultiTaskUNet, weights: dict[str, torch.Tensor]) -> None:

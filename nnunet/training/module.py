@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,7 +19,7 @@ from nnunet.training.clock import RunClock
 from nnunet.training.compilation import compiled_or_plain
 from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
 from nnunet.training.validation import CaseResult, ValidationScores, case_result, pool_results
-from utils.contracts import Batch, ModelOutput, Plan
+from utils.contracts import Batch, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +29,7 @@ class ModuleSettings:
     optimiser: OptimiserOptions
     window: WindowRule
     total_steps: int
+    training_cases: tuple[str, ...] = ()  # named in the checkpoint
     time_budget: float | None = None  # minutes
     compile: bool = False
 
@@ -56,9 +56,8 @@ class MultiTaskModule(lightning.LightningModule):
         self.averaged = _averaged(network, settings.optimiser.ema)
         self.scores: ValidationScores | None = None
         self._results: list[CaseResult] = []
-        self._forward: Callable[[Tensor], ModelOutput] = (
-            compiled_or_plain(network) if settings.compile else network
-        )
+        # Only a compiled function is kept: the network itself would be stored twice under two names.
+        self._compiled = compiled_or_plain(network) if settings.compile else None
         self.clock = RunClock(total_steps=settings.total_steps, time_budget=settings.time_budget)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -90,7 +89,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch; sums stay on the device until the epoch ends."""
-        terms = self.loss(self._forward(batch.image), batch)
+        terms = self.loss((self._compiled or self.network)(batch.image), batch)
         size = len(batch.case_ids)
         self.log("train/loss", terms.total.detach(), on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss_segmentation", terms.segmentation, on_step=False, on_epoch=True, batch_size=size)
@@ -121,7 +120,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description of the network, and the time spent."""
-        checkpoint[MODEL_KEY] = model_card(self.plan, self.architecture)
+        checkpoint[MODEL_KEY] = model_card(self.plan, self.architecture, self.settings.training_cases)
         checkpoint["train_seconds"] = self.clock.seconds()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,10 +12,12 @@ from typing import Literal
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 
 from nnunet.options import TrainingOptions
+from nnunet.precision import half_type
 from nnunet.training.checkpoint import AtomicCheckpointIO
-from utils.errors import EnvironmentFault
+from utils.errors import EnvironmentFault, UserError
 from utils.run_log import say
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -48,12 +50,11 @@ def precision_of(device: str, *, amp: bool) -> Precision:
     """Lightning's name for the precision: bfloat16 where the device computes it, float16 only on CUDA."""
     if not amp:
         return "32-true"
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "bf16-mixed"
-    say("This CPU has no bfloat16 arithmetic: --amp has no effect here, float32 is used.")
-    return "32-true"
+    kind = half_type(device)
+    if kind is None:
+        say("This CPU has no bfloat16 arithmetic: --amp has no effect here, float32 is used.")
+        return "32-true"
+    return "bf16-mixed" if kind == torch.bfloat16 else "16-mixed"
 
 
 def epochs_of(options: TrainingOptions) -> int:
@@ -69,6 +70,7 @@ def build_trainer(
     callbacks: Sequence[lightning.Callback],
 ) -> lightning.Trainer:
     """A trainer that validates after epochs, stops early, and writes its checkpoints atomically."""
+    _refuse_impossible(options, machine)
     # Its greetings and advertisements say nothing about the run.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -76,7 +78,8 @@ def build_trainer(
         accelerator="gpu" if machine.device == "cuda" else "cpu",
         devices=machine.gpus,
         num_nodes=machine.nodes,
-        strategy="ddp" if machine.gpus * machine.nodes > 1 else "auto",
+        # Buffers are equal on all ranks; broadcasting them would tie ranks with unequal validation lengths.
+        strategy=DDPStrategy(broadcast_buffers=False) if machine.gpus * machine.nodes > 1 else "auto",
         precision=precision_of(machine.device, amp=options.amp),
         min_epochs=options.min_epochs,
         max_epochs=epochs_of(options),
@@ -93,6 +96,15 @@ def build_trainer(
         use_distributed_sampler=False,
         benchmark=machine.device == "cuda",
     )
+
+
+def _refuse_impossible(options: TrainingOptions, machine: Machine) -> None:
+    if options.val_every < 1:
+        raise UserError(f"--val_every should be at least 1, got {options.val_every}.")
+    if options.time_budget is not None and machine.gpus * machine.nodes > 1:
+        raise UserError(
+            "--time_budget works on one device: several would end at different steps. Use --epochs."
+        )
 
 
 def last_checkpoint(results: Path) -> Path:
@@ -114,7 +126,13 @@ def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Ca
         callbacks.append(RichProgressBar(leave=False))
     if options.patience:
         callbacks.append(
-            EarlyStopping("val/loss", patience=options.patience, check_on_train_epoch_end=False, strict=False)
+            EarlyStopping(
+                "val/loss",
+                # It counts validations, the option counts epochs.
+                patience=max(options.patience // options.val_every, 1),
+                check_on_train_epoch_end=False,
+                strict=False,
+            )
         )
     if options.save_ckpt:
         folder = results / CHECKPOINT_FOLDER

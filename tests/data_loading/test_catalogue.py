@@ -136,7 +136,7 @@ def test_a_file_that_is_no_foreground_table_is_refused(prepared) -> None:
 
 def test_a_case_without_a_mask_is_refused_for_training(prepared) -> None:
     unmarked = replace(prepared.cases[0], foreground=None)
-    with pytest.raises(DatasetError, match="case_00 has no label files"):
+    with pytest.raises(DatasetError, match="case_00 has no mask"):
         build_catalogue((unmarked,), prepared.plan)
 
 

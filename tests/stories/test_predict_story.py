@@ -201,9 +201,9 @@ def test_prepared_cases_are_scored_and_kept_as_arrays(
     folder = inference.run(run_options(trained, "-o", str(tmp_path), "--save_preds"))
     assert folder == tmp_path
     assert "pancreas" in capsys.readouterr().out
-    arrays = sorted(folder.glob("*.npy"))
+    arrays = sorted((folder / "npy").glob("*.npy"))
     assert len(arrays) == len(list(folder.glob("*.nii.gz"))) == 3
-    mask = voxels_of(arrays[0].with_suffix(".nii.gz"))
+    mask = voxels_of(folder / f"{arrays[0].stem}.nii.gz")
     np.testing.assert_array_equal(read_array(arrays[0]), mask.transpose())
     assert read_json(folder / "summary.json")["foreground_mean"]["Dice"] is not None
 

@@ -83,7 +83,7 @@ def test_the_final_metrics_hold_dice_and_class_scores(trained: Path) -> None:
 
 
 def test_npz_keeps_the_probabilities_of_the_validation_cases(trained: Path) -> None:
-    files = sorted((trained / "validation").glob("*_probs.npy"))
+    files = sorted((trained / "validation" / "probabilities").glob("*.npy"))
     assert len(files) == 3
     probs = read_array(files[0])
     assert (probs.dtype, probs.shape[0]) == ("float16", 3)
@@ -93,7 +93,7 @@ def test_an_equal_run_is_equal_bit_by_bit(trained: Path, run_options: Options, t
     train.run(run_options(tmp_path))
     ours, theirs = weights_of(tmp_path), weights_of(trained)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert not list((tmp_path / "validation").glob("*_probs.npy"))
+    assert not list((tmp_path / "validation" / "probabilities").glob("*.npy"))
 
 
 def test_a_resumed_run_ends_where_a_straight_one_does(run_options: Options, tmp_path: Path) -> None:

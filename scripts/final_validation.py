@@ -15,6 +15,7 @@ from nnunet.evaluation.classification import (
     ClassificationSummary,
     auc_of_score,
 )
+from nnunet.evaluation.figures import Curve
 from nnunet.evaluation.overlap import CaseOverlap
 from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
 from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
@@ -77,7 +78,6 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     write_json(options.results / METRICS_FILE, metrics)
     run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
 
-    log = options.results / options.logname
     page = ReportPage(
         title=f"Validation of {plan.dataset}, fold {options.fold}",
         facts=_facts(options, fold, checkpoint),
@@ -85,12 +85,15 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         classification=classes,
         volume_auroc=volume_auc,
         overlays=draw_extremes(overlaps, fold.validation, masks),
-        curves=read_curves(log, CURVES) if log.is_file() else (),
+        curves=_curves(options.results / options.logname),
     )
-    report = options.results / REPORT_FILE
-    write_report(report, page)
-    print_result(segmentation, classes, report)
-    return report
+    write_report(options.results / REPORT_FILE, page)
+    print_result(segmentation, classes, options.results / REPORT_FILE)
+    return options.results / REPORT_FILE
+
+
+def _curves(log: Path) -> tuple[Curve, ...]:
+    return read_curves(log, CURVES) if log.is_file() else ()
 
 
 def _volume_auc(cases: Sequence[PreprocessedCase], rows: Sequence[PredictionRow]) -> AreaUnderCurve | None:

@@ -118,7 +118,7 @@ def test_labels_are_drawn_equally_often_whatever_their_size() -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "share", "forced"),
-    [(1, 0.33, 0), (2, 0.33, 1), (9, 0.33, 3), (12, 0.33, 4), (4, 0.0, 0), (4, 1.0, 4)],
+    [(1, 0.0, 0), (1, 1.0, 1), (2, 0.33, 1), (9, 0.33, 3), (12, 0.33, 4), (4, 0.0, 0), (4, 1.0, 4)],
 )
 def test_the_last_samples_of_a_batch_show_foreground(
     prepared, batch_size: int, share: float, forced: int
@@ -134,6 +134,14 @@ def test_the_last_samples_of_a_batch_show_foreground(
             for place in range(batch_size)
         ]
         assert [start == corner for start in starts] == [False] * (batch_size - forced) + [True] * forced
+
+
+def test_a_batch_of_one_shows_foreground_by_chance(prepared) -> None:
+    corner = (0, 0, 0)
+    entry = entry_of(prepared.entries[0], (100, 100, 100), table_of({1: [corner]}))
+    rule = replace(RULE, patch=(3, 3, 3), batch_size=1, foreground_share=0.33)
+    starts = [draw_window([entry], rule, index, generator_for(0, index)).start for index in range(600)]
+    assert abs(starts.count(corner) - 198) < 4 * np.sqrt(600 * 0.33 * 0.67)
 
 
 def test_without_foreground_a_window_lies_anywhere(prepared) -> None:

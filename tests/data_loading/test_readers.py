@@ -108,9 +108,13 @@ def test_a_case_in_use_is_not_opened_again(prepared, monkeypatch) -> None:
 
 
 def test_the_ranks_share_the_volumes_without_overlap(prepared) -> None:
-    for world_size in (1, 2, 3, 7):
+    for world_size in (1, 2, 3, 5):
         sources = [VolumeSource(prepared.entries, rank=r, world_size=world_size) for r in range(world_size)]
         assert sorted(place for source in sources for place in source.places) == [0, 1, 2, 3, 4]
+
+
+def test_a_rank_beyond_the_cases_repeats_one_so_that_no_rank_waits_for_it(prepared) -> None:
+    assert VolumeSource(prepared.entries, rank=6, world_size=7).places == (1,)
 
 
 def test_a_volume_comes_as_stored_and_the_list_starts_again(prepared) -> None:

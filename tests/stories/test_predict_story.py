@@ -1,6 +1,7 @@
 """Prediction and evaluation with a trained checkpoint, from the command line to the files."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from scripts import inference, preprocess
 from scripts.run_options import RunOptions
 from utils.errors import DatasetError
 from utils.options import parse
-from utils.storage import read_array, read_json
+from utils.storage import read_array, read_json, write_json
 
 if TYPE_CHECKING:
     from tests.stories.conftest import Phantom
@@ -221,6 +222,42 @@ def test_the_prepared_test_cases_come_before_the_held_out_ones(
     rows = table(folder / "predictions.csv")
     assert [row["case"] for row in rows] == sorted(path.name[:-6] for path in test.glob("*_x.npy"))
     assert not (folder / "summary.json").exists()
+    given = inference.run(run_options(trained, "--data", str(test), "-o", str(tmp_path / "given")))
+    assert table(given / "predictions.csv") == rows
+
+
+def test_a_raw_dataset_is_predicted_by_its_held_out_cases(
+    trained: Path, phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    inference.run(run_options(trained, "-i", str(phantom.raw), "-o", str(tmp_path)))
+    held_out = read_json(phantom.raw / "splits_final.json")[0]["val"]
+    assert [row["case"] for row in table(tmp_path / "predictions.csv")] == sorted(held_out)
+
+
+def test_cases_that_trained_the_model_are_not_scored(
+    trained: Path, phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    prepared = tmp_path / f"{TASK}_3d"
+    shutil.copytree(phantom.prepared / f"{TASK}_3d", prepared)
+    fold = read_json(prepared / "splits_final.json")[0]
+    write_json(prepared / "splits_final.json", [{"train": fold["val"], "val": fold["train"]}])
+    best = next((trained / "checkpoints").glob("epoch=*.ckpt"))
+    options = run_options(tmp_path / "out", "--data", str(tmp_path), "--ckpt_path", str(best))
+    with pytest.raises(DatasetError, match="9 of these 9 cases trained the model"):
+        inference.evaluate(options)
+
+
+def test_volumes_that_were_prepared_otherwise_are_refused(
+    trained: Path, phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    prepared = tmp_path / f"{TASK}_3d"
+    shutil.copytree(phantom.prepared / f"{TASK}_3d", prepared)
+    plan = read_json(prepared / "plan.json")
+    write_json(prepared / "plan.json", plan | {"spacing_mm": [9.0, 9.0, 9.0]})
+    best = next((trained / "checkpoints").glob("epoch=*.ckpt"))
+    options = run_options(tmp_path / "out", "--data", str(tmp_path), "--ckpt_path", str(best))
+    with pytest.raises(DatasetError, match="prepared with another spacing_mm"):
+        inference.evaluate(options)
 
 
 def test_evaluation_scores_the_held_out_cases_again(

@@ -199,7 +199,8 @@ def test_flags_for_speed_leave_the_numbers_alone(
     short_run: Callable[..., list[dict[str, Any]]], flags: list[str]
 ) -> None:
     changed, plain = short_run(*flags)[-1], short_run()[-1]
-    assert changed == {name: pytest.approx(value, rel=1e-5) for name, value in plain.items()}
+    # The sums of a convolution depend on the batch in the last bit, and Dice moves by whole voxels of a mask.
+    assert changed == {name: pytest.approx(value, rel=1e-3) for name, value in plain.items()}
 
 
 def test_the_weight_average_is_validated_but_does_not_steer_training(
@@ -236,9 +237,11 @@ def test_epochs_last_and_are_validated_as_asked(
     assert "".join("v" if "val/loss" in line else "-" for line in short_run(*flags)) == validated
 
 
-def test_without_checkpoints_only_the_log_is_written(run_options: Options, tmp_path: Path) -> None:
+def test_without_checkpoints_only_the_log_and_the_folds_are_written(
+    run_options: Options, tmp_path: Path
+) -> None:
     train.run(run_options(tmp_path, "--no_save_ckpt", "--logname", "other.json", "--max_epochs", "1"))
-    assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json", "splits_final.json"]
     assert len(epochs_of(tmp_path, "other.json")) == 1
 
 

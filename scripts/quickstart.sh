@@ -31,7 +31,7 @@ fi
 step 3 "Preprocess: orient, crop, normalise, resample, plan"
 "$PYTHON" preprocess.py --data "$base/data" --results "$base/data" --task 500 --dim 3 --patch_size 32 48 64
 
-step 4 "Train segmentation and classification together (about 6 minutes on two CPU cores)"
+step 4 "Train segmentation and classification together (about 7 minutes on two CPU cores)"
 if [ -f "$model/.trained" ]; then
     echo "$model holds a trained model."
 else

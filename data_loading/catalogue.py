@@ -33,6 +33,7 @@ class Entry:
     shape: Shape
     image_type: str  # float16 or float32, the same for every case of a folder
     foreground: ForegroundTable
+    prior: Path | None = None  # label map of the previous stage, where the plan has one
 
 
 def read_foreground(path: Path, shape: Shape) -> ForegroundTable:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nvidia.dali import fn
-from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline, pipeline_def
-from nvidia.dali.types import DALIDataType, DALIInterpType
+from nvidia.dali.types import DALIDataType
 
-from data_loading.augmentations.base import Augmentation
-from data_loading.readers import VolumeSource, WindowSource
-from utils.contracts import Shape
+from data_loading.sources import VolumeSource, WindowSource
+from data_loading.targets import TargetRule, targets_in_graph
 
-LARGEST_LABEL = 32767  # labels are int16
 IMAGE_TYPES = {"float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
 GENERATED_SOURCE = (
     "__autograph_generated_file"  # how DALI names the modules it writes to the temporary folder
@@ -40,70 +37,61 @@ def _on_device(node: DataNode, settings: GraphSettings) -> DataNode:
     return node if settings.device_id is None else node.gpu()
 
 
-def _as_background(label: DataNode) -> DataNode:
-    """Voxels outside the non-zero mask (-1) train as background (nnU-Net v2, step 12)."""
-    return fn.cast(dali_math.clamp(label, 0, LARGEST_LABEL), dtype=DALIDataType.INT16)
+def training_graph(source: WindowSource, settings: GraphSettings) -> Pipeline:
+    """Windows in, augmented batches out: image, entry, weights, then one target per supervised output.
 
-
-def training_graph(
-    source: WindowSource,
-    recipe: Sequence[Augmentation],
-    target_shapes: Sequence[Shape],
-    settings: GraphSettings,
-) -> Pipeline:
-    """Windows in, augmented batches out: image, entry, weight, then one label per entry of `target_shapes`.
-
-    Labels are brought to the resolution of each supervised output by nearest neighbour (step 15).
+    Whatever the source has not done on the host is done here.
     """
-    image_type = IMAGE_TYPES[source.entries[0].image_type]
-    drawn_types = [DALIDataType.FLOAT] * len(recipe)
-    kinds = [image_type, DALIDataType.INT16, DALIDataType.INT64, DALIDataType.FLOAT, *drawn_types]
+    finished, recipe, targets = source.is_finished, source.in_graph, source.targets
+    stored_type = IMAGE_TYPES[source.entries[0].image_type]
+    image_type = DALIDataType.FLOAT if source.num_on_host or finished else stored_type
+    num_maps = len(targets.shapes) if finished else 1
+    float_type, num_drawn = DALIDataType.FLOAT, len(recipe)
+    kinds = [image_type, DALIDataType.INT64, float_type]
+    kinds += [DALIDataType.INT16] * num_maps + [float_type] * num_drawn
 
     @pipeline_def(enable_conditionals=True)
     def graph():  # noqa: ANN202 - DALI reads the source of this function and calls it
-        image, label, entry, weight, *drawn = fn.external_source(
+        image, entry, weights, *others = fn.external_source(
             source=source,
             num_outputs=len(kinds),
             batch=False,
             dtype=kinds,
-            ndim=[4, 4, 1, 1, *[1] * len(recipe)],
-            layout=["CDHW", "CDHW", "", "", *[""] * len(recipe)],
+            ndim=[4, 1, 1, *[4] * num_maps, *[1] * num_drawn],
+            layout=["CDHW", "", "", *["CDHW"] * num_maps, *[""] * num_drawn],
         )
-        image = fn.cast(_on_device(image, settings), dtype=DALIDataType.FLOAT)
-        label = _on_device(label, settings)
-        for place, part in enumerate(recipe):
-            image, label = part.apply(image, label, drawn[place])
-        label = _as_background(label)
-        targets = [
-            label if level == 0 else _shrink(label, shape) for level, shape in enumerate(target_shapes)
-        ]
-        return (image, entry, weight, *targets)
+        image = fn.cast(_on_device(image, settings), dtype=float_type)
+        labels = [_on_device(label, settings) for label in others[:num_maps]]
+        if not finished:
+            label = labels[0]
+            for place, part in enumerate(recipe):
+                image, label = part.apply(image, label, others[num_maps + place])
+            image, labels = targets_in_graph(image, label, targets)
+        return (image, entry, weights, *labels)
 
     return _build(graph, settings)
 
 
-def volume_graph(source: VolumeSource, settings: GraphSettings) -> Pipeline:
-    """Whole volumes one by one, shapes differing: image, entry, label."""
+def volume_graph(source: VolumeSource, targets: TargetRule, settings: GraphSettings) -> Pipeline:
+    """Whole volumes one by one, shapes differing: image, entry, weights, the mask at full resolution."""
     image_type = IMAGE_TYPES[source.entries[0].image_type]
+    finest = replace(targets, shapes=targets.shapes[:1])
 
     @pipeline_def
     def graph():  # noqa: ANN202
-        image, label, entry = fn.external_source(
+        image, entry, weights, label = fn.external_source(
             source=source,
-            num_outputs=3,
+            num_outputs=4,
             batch=False,
-            dtype=[image_type, DALIDataType.INT16, DALIDataType.INT64],
-            ndim=[4, 4, 1],
-            layout=["CDHW", "CDHW", ""],
+            dtype=[image_type, DALIDataType.INT64, DALIDataType.FLOAT, DALIDataType.INT16],
+            ndim=[4, 1, 1, 4],
+            layout=["CDHW", "", "", "CDHW"],
         )
         image = fn.cast(_on_device(image, settings), dtype=DALIDataType.FLOAT)
-        return image, entry, _as_background(_on_device(label, settings))
+        image, labels = targets_in_graph(image, _on_device(label, settings), finest)
+        return image, entry, weights, labels[0]
 
     return _build(graph, settings)
-
-
-def _shrink(label: DataNode, shape: Shape) -> Any:
-    return fn.resize(label, size=[float(size) for size in shape], interp_type=DALIInterpType.INTERP_NN)
 
 
 def _build(graph: Callable[..., Pipeline], settings: GraphSettings) -> Pipeline:

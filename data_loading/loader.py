@@ -16,20 +16,27 @@ from data_loading.augmentations.base import Augmentation
 from data_loading.catalogue import Entry
 from data_loading.graphs import GraphSettings, training_graph, volume_graph
 from data_loading.patches import SamplingRule, steps_in_epoch
-from data_loading.readers import VolumeSource, WindowSource
-from utils.contracts import Batch, Shape
+from data_loading.sources import SourceSettings, VolumeSource, WindowSource
+from data_loading.targets import TargetRule
+from utils.contracts import Batch
 from utils.errors import DatasetError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Which part of the work this process does, and on which device; `rank` counts over all nodes."""
+    """Which part of the work this process does, where and how; `rank` counts over all nodes.
+
+    With `on_host` augmentations run as compiled loops on the threads that read, else as DALI operators.
+    `in_memory`: the volumes fit into the machine's memory and are kept there.
+    """
 
     rank: int = 0
     world_size: int = 1
     device_id: int | None = None
     num_threads: int = 2
     prefetch: int = 2
+    on_host: bool = False
+    in_memory: bool = False
 
 
 @final
@@ -46,16 +53,17 @@ class TrainingLoader:
         entries: Sequence[Entry],
         rule: SamplingRule,
         recipe: Sequence[Augmentation],
-        target_shapes: Sequence[Shape],
+        targets: TargetRule,
         shard: Shard,
     ) -> None:
         self.entries = tuple(entries)
         self.rule = rule
         self.recipe = tuple(recipe)
-        self.target_shapes = tuple(target_shapes)
+        self.targets = targets
         self.shard = shard
         self.delivered = 0
         self.waited_seconds = 0.0
+        self._source: WindowSource | None = None
         self._pipeline: Pipeline | None = None
 
     def __len__(self) -> int:
@@ -85,7 +93,13 @@ class TrainingLoader:
                 "Resume with the same cases and options as before, or start a new run."
             )
         self.delivered = state["delivered"]
-        self._pipeline = None
+        self.close()
+
+    def close(self) -> None:
+        """Give back threads and buffers; the next batch builds them again."""
+        if self._source is not None:
+            self._source.close()
+        self._source = self._pipeline = None
 
     def _layout(self) -> dict[str, Any]:
         """What must not change between saving and resuming."""
@@ -105,27 +119,37 @@ class TrainingLoader:
 
     def _next_batch(self) -> Batch:
         if self._pipeline is None:
-            shard = self.shard
-            settings = GraphSettings(
-                batch_size=self.rule.batch_size,
-                num_threads=shard.num_threads,
-                device_id=shard.device_id,
-                prefetch=shard.prefetch,
-            )
-            source = WindowSource(
-                self.entries, self.rule, self.recipe, rank=shard.rank, first_step=self.delivered
-            )
-            self._pipeline = training_graph(source, self.recipe, self.target_shapes, settings)
-        image, entry, weight, *labels = (_as_tensor(output) for output in self._pipeline.run())
-        return _assemble(self.entries, entry, image, tuple(labels), weight)
+            self._source, self._pipeline = self._build()
+        image, entry, weights, *labels = (_as_tensor(output) for output in self._pipeline.run())
+        return _assemble(self.entries, entry, image, tuple(labels), weights)
+
+    def _build(self) -> tuple[WindowSource, Pipeline]:
+        shard, batch_size = self.shard, self.rule.batch_size
+        source = SourceSettings(
+            rank=shard.rank,
+            first_step=self.delivered,
+            on_host=shard.on_host,
+            threads=shard.num_threads,
+            ahead=batch_size + shard.num_threads,  # DALI itself fetches `prefetch` batches ahead of this
+            in_memory=shard.in_memory,
+        )
+        windows = WindowSource(self.entries, self.rule, self.recipe, self.targets, source)
+        settings = GraphSettings(
+            batch_size=batch_size,
+            num_threads=1 if windows.is_finished else shard.num_threads,
+            device_id=shard.device_id,
+            prefetch=shard.prefetch,
+        )
+        return windows, training_graph(windows, settings)
 
 
 @final
 class VolumeLoader:
     """Whole validation volumes, one per step, each case on exactly one rank."""
 
-    def __init__(self, entries: Sequence[Entry], shard: Shard) -> None:
+    def __init__(self, entries: Sequence[Entry], targets: TargetRule, shard: Shard) -> None:
         self.entries = tuple(entries)
+        self.targets = targets
         self.shard = shard
         self.source = VolumeSource(entries, rank=shard.rank, world_size=shard.world_size)
         self._pipeline: Pipeline | None = None
@@ -135,8 +159,8 @@ class VolumeLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(len(self)):
-            image, entry, label = (_as_tensor(output) for output in self._built().run())
-            yield _assemble(self.entries, entry, image, (label,), None)
+            image, entry, weights, label = (_as_tensor(output) for output in self._built().run())
+            yield _assemble(self.entries, entry, image, (label,), weights)
 
     def _built(self) -> Pipeline:
         if self._pipeline is None:
@@ -146,7 +170,7 @@ class VolumeLoader:
                 device_id=self.shard.device_id,
                 prefetch=1,  # whole volumes: one ahead is all the memory they deserve
             )
-            self._pipeline = volume_graph(self.source, settings)
+            self._pipeline = volume_graph(self.source, self.targets, settings)
         return self._pipeline
 
 
@@ -156,15 +180,21 @@ def _as_tensor(output: Any) -> Tensor:
 
 
 def _assemble(
-    entries: Sequence[Entry], entry: Tensor, image: Tensor, label: tuple[Tensor, ...], weight: Tensor | None
+    entries: Sequence[Entry], entry: Tensor, image: Tensor, label: tuple[Tensor, ...], weights: Tensor
 ) -> Batch:
-    # The indices stay on the host in every graph, so reading them does not wait for a device.
+    # Indices and weights stay on the host in every graph, so reading them does not wait for a device.
     cases = [entries[place].case for place in entry.flatten().tolist()]
-    target = torch.tensor([case.class_target for case in cases], dtype=torch.int64, device=image.device)
+    target = torch.tensor([case.class_target for case in cases], dtype=torch.int64)
     return Batch(
         image=image,
         label=label,
-        class_target=target,
-        case_weights=None if weight is None else weight.flatten().to(image.device, non_blocking=True),
+        class_target=_beside(target, image),
+        case_weights=_beside(weights[:, 0].clone(), image),
+        mask_weights=_beside(weights[:, 1].clone(), image),
         case_ids=tuple(case.case_id for case in cases),
     )
+
+
+def _beside(values: Tensor, image: Tensor) -> Tensor:
+    """`values` on the device of `image`, without waiting for what that device still has to do."""
+    return values if image.device.type == "cpu" else values.pin_memory().to(image.device, non_blocking=True)

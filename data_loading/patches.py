@@ -125,20 +125,3 @@ def uniform_start(shape: Shape, patch: Shape, random: np.random.Generator) -> Sh
 def _triple(values: list[int]) -> Shape:
     depth, height, width = values
     return depth, height, width
-
-
-def cut_window(volume: np.ndarray, window: Window, *, fill: float) -> np.ndarray:
-    """The (C, *window.shape) block of a (C, D, H, W) volume, `fill` outside; only its voxels are read."""
-    lower = [max(start, 0) for start in window.start]
-    upper = [
-        min(start + size, limit)
-        for start, size, limit in zip(window.start, window.shape, volume.shape[1:], strict=True)
-    ]
-    inside = volume[:, lower[0] : upper[0], lower[1] : upper[1], lower[2] : upper[2]]
-    if inside.shape[1:] == window.shape:
-        return np.ascontiguousarray(inside)
-    block = np.full((volume.shape[0], *window.shape), fill, dtype=volume.dtype)
-    offset = [low - start for low, start in zip(lower, window.start, strict=True)]
-    d, h, w = (slice(o, o + size) for o, size in zip(offset, inside.shape[1:], strict=True))
-    block[:, d, h, w] = inside
-    return block

@@ -1,122 +1,191 @@
-"""Case, window and voxels: sources that are pure functions of (seed, global sample index)."""
+"""Preprocessed arrays on disk: only the voxels of a window are read, and only once a sample asks for them."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, final
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import final
 
 import numpy as np
 
-from data_loading.augmentations.base import Augmentation, DrawContext
 from data_loading.catalogue import Entry
-from data_loading.patches import SamplingRule, cut_window, draw_window, generator_for
+from data_loading.kernels.half import copy_halves
 from utils.contracts import OUTSIDE_LABEL, Shape
-from utils.seeding import seed_for
+from utils.errors import DatasetError
 from utils.storage import read_array
 
-if TYPE_CHECKING:
-    from nvidia.dali.types import SampleInfo
+MAX_OPEN_CASES = 256  # each keeps two or three file descriptors; systems allow a process 1024 or more
 
 
-MAX_OPEN_VOLUMES = 256  # each keeps two file descriptors; systems allow a process 1024 or more
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredVolume:
+    """A (C, D, H, W) .npy file, mapped: voxels stay on disk until a block of them is asked for.
+
+    With `in_memory` the system is asked to read the file ahead as a whole, and keeps it in its page cache,
+    which all processes of a machine share. Otherwise the pages of each block are asked for at once, and no
+    others: the system's own read-ahead would fetch 17 times the voxels of a window.
+    """
+
+    path: Path
+    voxels: np.ndarray
+    mapping: mmap.mmap
+    first_byte: int  # of the voxels, in the mapping
+    in_memory: bool
+
+    def block(self, start: Shape, shape: Shape, *, fill: float) -> np.ndarray:
+        """The (C, *shape) block whose corner is `start`, `fill` beyond the border; in the stored type."""
+        inner = _inside(start, shape, self._shape())
+        self._fetch(inner)
+        d, h, w = (slice(low, low + size) for low, size in zip(inner.lower, inner.size, strict=True))
+        inside = self.voxels[:, d, h, w]
+        if inner.size == shape:
+            return np.array(inside, order="C")
+        block = np.full((self.voxels.shape[0], *shape), fill, self.voxels.dtype)
+        d, h, w = (slice(low, low + size) for low, size in zip(inner.offset, inner.size, strict=True))
+        block[:, d, h, w] = inside
+        return block
+
+    def single_precision_block(self, start: Shape, shape: Shape) -> np.ndarray:
+        """The same block as float32, 0 beyond the border; half precision is converted on the way."""
+        if self.voxels.dtype != np.float16:
+            return self.block(start, shape, fill=0.0)
+        inner = _inside(start, shape, self._shape())
+        self._fetch(inner)
+        make = np.empty if inner.size == shape else np.zeros
+        block = make((self.voxels.shape[0], *shape), np.float32)
+        places = (np.array(values, np.int64) for values in (inner.lower, inner.offset, inner.size))
+        copy_halves(self.voxels.view(np.uint16), block, *places)
+        return block
+
+    def whole(self) -> np.ndarray:
+        """A copy of all voxels."""
+        return self.block((0, 0, 0), self._shape(), fill=0.0)
+
+    def _shape(self) -> Shape:
+        _, depth, height, width = self.voxels.shape
+        return depth, height, width
+
+    def _fetch(self, inner: Inside) -> None:
+        """Ask for the pages of a block, all at once, before the first of them is waited for."""
+        # A page that lies behind the end of a shortened file would kill the process without a word.
+        if self.mapping.size() < len(self.mapping):
+            raise DatasetError(
+                f"{self.path} became shorter while it was read. Run preprocess.py again, then --resume_training."
+            )
+        if self.in_memory or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for first, stop in _spans(self.voxels, inner):
+            begin = (self.first_byte + first) // mmap.PAGESIZE * mmap.PAGESIZE
+            self.mapping.madvise(mmap.MADV_WILLNEED, begin, self.first_byte + stop - begin)
+
+
+def open_volume(path: Path, *, in_memory: bool) -> StoredVolume:
+    """Map the array at `path`; DatasetError if it is none."""
+    mapped = read_array(path, mapped=True)
+    assert isinstance(mapped, np.memmap)
+    mapping = mapped.base
+    assert isinstance(mapping, mmap.mmap)
+    if hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_WILLNEED if in_memory else mmap.MADV_RANDOM)
+    return StoredVolume(
+        path=path,
+        voxels=np.asarray(mapped),
+        mapping=mapping,
+        first_byte=mapped.offset % mmap.ALLOCATIONGRANULARITY,
+        in_memory=in_memory,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """The part of a block that lies in the volume: its corner there, its corner in the block, its size."""
+
+    lower: Shape
+    offset: Shape
+    size: Shape
+
+
+def _inside(start: Shape, shape: Shape, limits: Shape) -> Inside:
+    axes = []
+    for first, size, limit in zip(start, shape, limits, strict=True):
+        lower = min(max(first, 0), limit)
+        axes.append((lower, min(lower - first, size), max(min(first + size, limit) - lower, 0)))
+    lower, offset, size = zip(*axes, strict=True)
+    return Inside(lower=lower, offset=offset, size=size)
+
+
+def _spans(voxels: np.ndarray, inner: Inside) -> list[tuple[int, int]]:
+    """First byte and end of the stretches that a block covers; gaps shorter than a page do not count."""
+    if 0 in inner.size:
+        return []
+    channels, depths, rows, columns = voxels.strides
+    corner = sum(low * stride for low, stride in zip(inner.lower, voxels.strides[1:], strict=True))
+    row_bytes = inner.size[2] * columns
+    by_row = rows - row_bytes >= mmap.PAGESIZE
+    stretches = inner.size[1] if by_row else 1
+    length = row_bytes if by_row else (inner.size[1] - 1) * rows + row_bytes
+    starts = [
+        corner + channel * channels + depth * depths + stretch * rows
+        for channel in range(voxels.shape[0])
+        for depth in range(inner.size[0])
+        for stretch in range(stretches)
+    ]
+    return [(first, first + length) for first in starts]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredCase:
+    """The volumes of one case: image, and label maps that move with it (the mask, a previous stage's)."""
+
+    image: StoredVolume
+    label: StoredVolume | None  # None: no mask was drawn
+    prior: StoredVolume | None
+
+    def label_block(self, start: Shape, shape: Shape) -> np.ndarray:
+        """Label maps (L, *shape) int16: the mask, OUTSIDE_LABEL where there is none, then the prior."""
+        if self.label is None:
+            mask = np.full((1, *shape), OUTSIDE_LABEL, np.int16)
+        else:
+            mask = self.label.block(start, shape, fill=OUTSIDE_LABEL)
+        if self.prior is None:
+            return mask
+        return np.concatenate([mask, self.prior.block(start, shape, fill=0).astype(np.int16, copy=False)])
 
 
 @final
 @dataclass(eq=False)
-class OpenVolumes:
-    """The mapped arrays of the cases read last: opening again costs more than copying a small patch."""
+class OpenCases:
+    """The mapped volumes of the cases read last: opening again costs more than copying a small patch.
+
+    Threads may ask at the same time; a case that is dropped stays mapped until its last reader is done.
+    """
 
     entries: Sequence[Entry]
-    limit: int = MAX_OPEN_VOLUMES
-    _open: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    in_memory: bool = False
+    limit: int = MAX_OPEN_CASES
+    _open: dict[int, StoredCase] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
 
-    def __getitem__(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (C, D, H, W) and label (1, D, H, W) on disk."""
-        volumes = self._open.pop(entry, None) or _map_volumes(self.entries[entry])
-        if len(self._open) >= self.limit:
-            self._open.pop(next(iter(self._open)))  # the one that was used longest ago
-        self._open[entry] = volumes
-        return volumes
+    def __getitem__(self, entry: int) -> StoredCase:
+        """The volumes of the entry at this position."""
+        with self._lock:
+            case = self._open.pop(entry, None) or open_case(self.entries[entry], in_memory=self.in_memory)
+            if len(self._open) >= self.limit:
+                self._open.pop(next(iter(self._open)))  # the one that was used longest ago
+            self._open[entry] = case
+            return case
 
     def __len__(self) -> int:
         return len(self._open)
 
 
-@final
-class WindowSource:
-    """Draws everything about a sample, then reads only the voxels of its window.
-
-    DALI calls it with the sample's position, counted from `first_step`; because the answer depends on nothing
-    else, resuming needs no state, and rank, epoch and resume cannot lose or double a case.
-    """
-
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        rule: SamplingRule,
-        recipe: Sequence[Augmentation],
-        *,
-        rank: int,
-        first_step: int = 0,
-    ) -> None:
-        self.entries = tuple(entries)
-        self.rule = rule
-        self.recipe = tuple(recipe)
-        self.rank = rank
-        self.first_step = first_step
-        self.stream = seed_for(rule.seed, "windows")
-        self.volumes = OpenVolumes(self.entries)
-
-    def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
-        """Image (C, D, H, W), label (1, D, H, W), entry (1,), weight (1,), one vector per augmentation."""
-        rule = self.rule
-        step = self.first_step + sample.iteration
-        index = (step * rule.world_size + self.rank) * rule.batch_size + sample.idx_in_batch
-        random = generator_for(self.stream, index)
-        window = draw_window(self.entries, rule, index, random)
-        image, label = self.volumes[window.entry]
-        context = DrawContext(patch=rule.patch, num_channels=image.shape[0])
-        drawn = [part.draw(random, context) for part in self.recipe]
-        wide = replace(window, **_widen(window.start, rule.patch, self._source_shape(drawn)))
-        return (
-            cut_window(image, wide, fill=0.0),
-            cut_window(label, wide, fill=OUTSIDE_LABEL),
-            np.array([window.entry], np.int64),
-            np.array([window.weight], np.float32),
-            *drawn,
-        )
-
-    def _source_shape(self, drawn: Sequence[np.ndarray]) -> Shape:
-        shape = self.rule.patch
-        for part, values in zip(self.recipe, drawn, strict=True):
-            needed = part.source_shape(values, self.rule.patch)
-            shape = (max(shape[0], needed[0]), max(shape[1], needed[1]), max(shape[2], needed[2]))
-        return shape
-
-
-@final
-class VolumeSource:
-    """Whole volumes in a fixed order, for validation: case `rank`, `rank + world_size`, ..."""
-
-    def __init__(self, entries: Sequence[Entry], *, rank: int, world_size: int) -> None:
-        self.entries = tuple(entries)
-        # A rank beyond the cases repeats one: it must not miss the exchange of results.
-        self.places = tuple(range(rank, len(self.entries), world_size)) or (rank % len(self.entries),)
-
-    def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
-        """Image (C, D, H, W), label (1, D, H, W), entry (1,) of the next case; after the last, the first."""
-        place = self.places[sample.iteration % len(self.places)]
-        image, label = _map_volumes(self.entries[place])
-        return np.ascontiguousarray(image), np.ascontiguousarray(label), np.array([place], np.int64)
-
-
-def _map_volumes(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    assert entry.case.label is not None  # build_catalogue refuses such a case
-    return read_array(entry.case.image, mapped=True), read_array(entry.case.label, mapped=True)
-
-
-def _widen(start: Shape, patch: Shape, shape: Shape) -> dict[str, Shape]:
-    """The block of `shape` around the patch at `start`."""
-    moved = [corner - (wide - size) // 2 for corner, wide, size in zip(start, shape, patch, strict=True)]
-    return {"start": (moved[0], moved[1], moved[2]), "shape": shape}
+def open_case(entry: Entry, *, in_memory: bool) -> StoredCase:
+    """Map the files of one case."""
+    paths = (entry.case.label, entry.prior)
+    label, prior = (None if path is None else open_volume(path, in_memory=in_memory) for path in paths)
+    return StoredCase(image=open_volume(entry.case.image, in_memory=in_memory), label=label, prior=prior)

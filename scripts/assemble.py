@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_loading.augmentations import build_recipe
 from data_loading.catalogue import Entry, build_catalogue
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule
+from data_loading.recipes import build_recipe
+from data_loading.targets import TargetRule
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
 from nnunet.network import Architecture, default_outputs, output_shapes
@@ -233,8 +234,8 @@ def build_training_loader(
     return TrainingLoader(
         build_catalogue(fold.training, fold.plan),
         rule,
-        build_recipe(options.loader.augment),
-        output_shapes(fold.plan, num_outputs),
+        build_recipe(options.loader.augment, fold.plan),
+        TargetRule(shapes=output_shapes(fold.plan, num_outputs)),
         shard,
     )
 
@@ -242,4 +243,4 @@ def build_training_loader(
 def build_volume_loader(fold: FoldCases, shard: Shard) -> VolumeLoader:
     """The whole volumes of the fold's validation cases."""
     entries: tuple[Entry, ...] = build_catalogue(fold.validation, fold.plan)
-    return VolumeLoader(entries, shard)
+    return VolumeLoader(entries, TargetRule(shapes=(fold.plan.patch,)), shard)

@@ -167,7 +167,8 @@ class Batch:
     """What the loader hands to the model; already on the model's device.
 
     image (B, C, D, H, W) float32; each label (B, 1, D_i, H_i, W_i); class_target (B,) int64 with
-    NO_CLASS where it is unknown; case_weights (B,) float32, 0 for a padded copy.
+    NO_CLASS where it is unknown; case_weights (B,) float32, 0 for a padded copy; mask_weights (B,) float32,
+    the same but 0 for a case without a mask too: what a label map counts in a loss.
     """
 
     image: Tensor
@@ -175,12 +176,13 @@ class Batch:
     class_target: Tensor | None
     case_weights: Tensor | None
     case_ids: tuple[str, ...]
+    mask_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Lightning moves anything that has `to`; without it a frozen record is refused."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name in ("image", "class_target", "case_weights")
+            for name in ("image", "class_target", "case_weights", "mask_weights")
             if (value := getattr(self, name)) is not None
         }
         label = tuple(level.to(device, non_blocking=True) for level in self.label)

@@ -1,4 +1,4 @@
-"""The contract of an augmentation: draw plain numbers first, apply them in the DALI graph later."""
+"""The contract of an augmentation: draw plain numbers first, apply them later, in the graph or on the host."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from utils.contracts import Shape
+from utils.contracts import Plan, Shape
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
+
+FLAT_RATIO = 3  # nnU-Net v2 turns a patch in plane only where its longest edge is over 3 times the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,16 @@ class DrawContext:
 
     patch: Shape
     num_channels: int
+
+    @property
+    def is_slice(self) -> bool:
+        """A 2-D patch."""
+        return self.patch[0] == 1
+
+    @property
+    def turns_in_plane(self) -> bool:
+        """Whether geometry leaves the first axis alone: 2-D patches, and slabs of thick slices."""
+        return self.is_slice or max(self.patch) / self.patch[0] > FLAT_RATIO
 
 
 def happens(drawn: DataNode) -> Any:
@@ -36,22 +48,45 @@ def beside(image: DataNode, values: DataNode) -> DataNode:
 class Augmentation(ABC):
     """One random change of a patch.
 
-    `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing happens;
-    `apply` runs inside the graph, where an `if` on a drawn value skips the operator for that sample alone.
-    Everything random is drawn: `apply` keeps no state, so any rank can resume at any step.
+    `draw` runs before a voxel is read and returns float32 values whose first is 0 where nothing happens.
+    `apply` acts inside the DALI graph, where an `if` on a drawn value skips the operator for that sample
+    alone; `compute` is its twin for host arrays, a compiled loop. The two agree to rounding, except where
+    noise is generated. Everything random is drawn: neither keeps a state, so any rank can resume at any step.
     A part that moves voxels overrides `source_shape`, so that the reader fetches what it needs and no more.
     """
 
     name: ClassVar[str]
+    has_twin: ClassVar[bool] = False  # whether `compute` exists
+
+    def for_plan(self, plan: Plan) -> Augmentation:  # noqa: ARG002
+        """The part as this plan needs it; most need nothing."""
+        return self
 
     @abstractmethod
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
-        """The parameters of one sample, float32 (n,), n the same for every sample."""
+        """The parameters of one sample, float32 (n,), n the same for every sample.
+
+        The random numbers consumed must not depend on their values, so that one part's choice never moves
+        another's.
+        """
 
     @abstractmethod
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
-        """The changed image (C, D, H, W) and label (1, D, H, W) as graph nodes."""
+        """The changed image (C, D, H, W) and label maps (L, D, H, W) as graph nodes."""
+
+    def compute(
+        self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same change of host arrays: image (C, D, H, W) float32, label maps (L, D, H, W) int16.
+
+        Called only where `drawn[0]` is not 0, or the block is larger than the patch. Both arrays are
+        contiguous and the caller's own: they may be changed in place and returned.
+        """
+        raise NotImplementedError(f"{self.name} has no twin on the host.")
 
     def source_shape(self, drawn: np.ndarray, patch: Shape) -> Shape:  # noqa: ARG002
-        """The block around the patch that these parameters need to read."""
+        """The block around the patch that these parameters need to read.
+
+        Each edge is the patch's plus an even number, so that block and patch share their centre.
+        """
         return patch

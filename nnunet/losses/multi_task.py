@@ -52,12 +52,13 @@ class MultiTaskLoss(nn.Module):
         weights = batch.case_weights
         if weights is None:
             weights = torch.ones(len(batch.case_ids), device=batch.image.device)
+        mask_weights = weights if batch.mask_weights is None else batch.mask_weights
         segmentation = torch.stack(
             [
                 share
                 * (
-                    soft_dice_loss(logits, label, weights, pooled=self.batch_dice)
-                    + voxel_cross_entropy(logits, label, weights)
+                    soft_dice_loss(logits, label, mask_weights, pooled=self.batch_dice)
+                    + voxel_cross_entropy(logits, label, mask_weights)
                 )
                 for share, logits, label in zip(
                     supervision_weights(len(output.label_logits)),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from data_loading.augmentations import build_recipe
 from data_loading.graphs import GENERATED_SOURCE, GraphSettings, training_graph, volume_graph
 from data_loading.patches import SamplingRule
-from data_loading.readers import VolumeSource, WindowSource
+from data_loading.recipes import build_recipe
+from data_loading.sources import SourceSettings, VolumeSource, WindowSource
+from data_loading.targets import TargetRule
 from utils.contracts import Shape
 from utils.storage import read_array
 
@@ -31,23 +32,28 @@ def arrays(outputs: Any) -> list[np.ndarray]:
     return [np.array(output.as_tensor()) for output in outputs]
 
 
-@pytest.fixture
-def run_graph() -> Callable[..., list[list[np.ndarray]]]:
+def source_of(prepared, recipe=(), shapes=None, *, on_host: bool = False) -> WindowSource:
+    patch = prepared.plan.patch
+    targets = TargetRule(shapes=tuple(shapes or [patch]))
+    return WindowSource(
+        prepared.entries, rule_for(patch), recipe, targets, SourceSettings(on_host=on_host)
+    )
+
+
+@pytest.fixture(params=["graph", "host"])
+def run_graph(request: pytest.FixtureRequest) -> Callable[..., list[list[np.ndarray]]]:
     """Runs the training graph of a folder for some steps."""
 
     def run(prepared, recipe=(), shapes=None, *, steps: int = 4) -> list[list[np.ndarray]]:
-        patch = prepared.plan.patch
-        source = WindowSource(prepared.entries, rule_for(patch), recipe, rank=0)
-        pipeline = training_graph(source, recipe, shapes or [patch], SETTINGS)
+        pipeline = training_graph(source_of(prepared, recipe, shapes, on_host=request.param == "host"), SETTINGS)
         return [arrays(pipeline.run()) for _ in range(steps)]
 
     return run
 
 
 def source_batch(prepared, iteration: int, recipe=()) -> list[np.ndarray]:
-    """The same batch straight from the source: image, label, entry, weight."""
-    source = WindowSource(prepared.entries, rule_for(prepared.plan.patch), recipe, rank=0)
-
+    """The same batch straight from the source: image, entry, weights, label."""
+    source = source_of(prepared, recipe)
     positions: list[Any] = [SimpleNamespace(iteration=iteration, idx_in_batch=place) for place in range(2)]
     samples = [source(position) for position in positions]
     return [np.stack(column) for column in zip(*samples, strict=True)][:4]
@@ -55,7 +61,7 @@ def source_batch(prepared, iteration: int, recipe=()) -> list[np.ndarray]:
 
 def test_without_augmentation_the_window_passes_bit_by_bit(prepared, run_graph) -> None:
     for step, (image, entry, weight, label) in enumerate(run_graph(prepared)):
-        voxels, drawn, entries, weights = source_batch(prepared, step)
+        voxels, entries, weights, drawn = source_batch(prepared, step)
         np.testing.assert_array_equal(image, voxels)
         np.testing.assert_array_equal(label, np.maximum(drawn, 0))
         np.testing.assert_array_equal(entry, entries)
@@ -107,9 +113,11 @@ def test_several_channels_are_cut_alike(prepare_folder, run_graph) -> None:
 
 def test_whole_volumes_come_one_by_one_in_their_own_shapes(prepared) -> None:
     settings = GraphSettings(batch_size=1, num_threads=1, device_id=None, prefetch=1)
-    pipeline = volume_graph(VolumeSource(prepared.entries, rank=0, world_size=1), settings)
+    targets = TargetRule(shapes=(prepared.plan.patch,))
+    pipeline = volume_graph(VolumeSource(prepared.entries, rank=0, world_size=1), targets, settings)
     for place, case in enumerate(prepared.cases):
-        image, entry, label = arrays(pipeline.run())
+        image, entry, weights, label = arrays(pipeline.run())
+        assert weights.tolist() == [[1.0, 1.0]]
         assert entry.item() == place
         np.testing.assert_array_equal(image[0], read_array(case.image))
         np.testing.assert_array_equal(label[0], np.maximum(read_array(case.label), 0))

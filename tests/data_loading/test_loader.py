@@ -12,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_loading.augmentations import build_recipe
 from data_loading.data_module import DataModule
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule
+from data_loading.recipes import build_recipe
+from data_loading.targets import TargetRule
 from utils.contracts import Batch, Shape
 from utils.errors import DatasetError
 from utils.storage import read_array
 
 AUGMENTED = build_recipe(["noise:probability=0.5", "brightness:probability=0.5", "mirror"])
+WHOLE = TargetRule(shapes=((4, 6, 5),))
 SIZES = [(5, 7, 6), (4, 6, 5), (3, 9, 8)]
 
 
@@ -35,7 +37,7 @@ def make_loader(prepared, *, rank: int = 0, recipe=AUGMENTED, shapes=None, **cha
     given = {"batch_size": 2, "world_size": 1, "steps_per_epoch": 4, "foreground_share": 0.5, "seed": 7}
     rule = SamplingRule(patch=patch, **(given | changed))
     shard = Shard(rank=rank, world_size=rule.world_size, num_threads=1)
-    return TrainingLoader(prepared.entries, rule, recipe, shapes or [patch], shard)
+    return TrainingLoader(prepared.entries, rule, recipe, TargetRule(shapes=tuple(shapes or [patch])), shard)
 
 
 def take(loader: TrainingLoader, number: int) -> list[Batch]:
@@ -260,7 +262,7 @@ def test_other_cases_or_another_patch_are_refused(prepared) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_every_volume_is_shown_once_per_pass_over_all_ranks(prepared, world_size: int) -> None:
     loaders = [
-        VolumeLoader(prepared.entries, Shard(rank=r, world_size=world_size)) for r in range(world_size)
+        VolumeLoader(prepared.entries, WHOLE, Shard(rank=r, world_size=world_size)) for r in range(world_size)
     ]
     for _ in range(2):
         batches = [batch for loader in loaders for batch in loader]
@@ -269,24 +271,25 @@ def test_every_volume_is_shown_once_per_pass_over_all_ranks(prepared, world_size
 
 
 def test_a_volume_comes_as_stored_with_outside_as_background(prepared) -> None:
-    for batch, case in zip(VolumeLoader(prepared.entries, Shard()), prepared.cases, strict=True):
+    for batch, case in zip(VolumeLoader(prepared.entries, WHOLE, Shard()), prepared.cases, strict=True):
         drawn = read_array(case.label)
         assert (drawn == -1).any()
         np.testing.assert_array_equal(batch.image[0], read_array(case.image))
         np.testing.assert_array_equal(batch.label[0][0], np.maximum(drawn, 0))
         assert batch.class_target is not None
         assert batch.class_target.tolist() == [case.class_target]
-        assert batch.case_weights is None
+        assert batch.mask_weights is not None
+        assert batch.mask_weights.tolist() == [1.0]
 
 
 def test_after_a_pass_was_left_early_the_next_still_shows_every_volume(prepared) -> None:
-    loader = VolumeLoader(prepared.entries, Shard())
+    loader = VolumeLoader(prepared.entries, WHOLE, Shard())
     next(iter(loader))
     assert sorted(batch.case_ids[0] for batch in loader) == [case.case_id for case in prepared.cases]
 
 
 def test_lightning_gets_the_loaders_themselves(prepared) -> None:
-    training, volumes = make_loader(prepared), VolumeLoader(prepared.entries, Shard())
+    training, volumes = make_loader(prepared), VolumeLoader(prepared.entries, WHOLE, Shard())
     module = DataModule(training, volumes)
     assert module.train_dataloader() is training
     assert module.val_dataloader() is volumes

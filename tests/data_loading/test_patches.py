@@ -9,10 +9,8 @@ import pytest
 from data_loading.catalogue import Entry, ForegroundTable
 from data_loading.patches import (
     SamplingRule,
-    Window,
     centred_start,
     choose_case,
-    cut_window,
     draw_window,
     foreground_voxel,
     generator_for,
@@ -40,50 +38,6 @@ def table_of(rows: dict[int, list[Shape]]) -> ForegroundTable:
 
 def entry_of(prepared_entry: Entry, shape: Shape, table: ForegroundTable) -> Entry:
     return replace(prepared_entry, shape=shape, foreground=table)
-
-
-class Recorder:
-    """A volume that remembers what was read of it."""
-
-    def __init__(self, volume: np.ndarray) -> None:
-        self.volume, self.shape, self.dtype = volume, volume.shape, volume.dtype
-        self.voxels_read = 0
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        block = self.volume[key]
-        self.voxels_read += block.size
-        return block
-
-
-def window_at(start: Shape, shape: Shape) -> Window:
-    return Window(entry=0, start=start, shape=shape, weight=1.0)
-
-
-VOLUME = np.arange(2 * 5 * 6 * 7, dtype=np.float32).reshape(2, 5, 6, 7)
-
-
-def test_a_window_is_the_slice_of_the_volume_and_nothing_else_is_read() -> None:
-    volume = Recorder(VOLUME)
-    block = cut_window(volume, window_at((1, 2, 3), (3, 4, 2)), fill=-9.0)  # pyright: ignore[reportArgumentType]
-    np.testing.assert_array_equal(block, VOLUME[:, 1:4, 2:6, 3:5])
-    assert volume.voxels_read == block.size
-
-
-def test_a_window_is_a_copy() -> None:
-    block = cut_window(VOLUME, window_at((0, 0, 0), (5, 6, 7)), fill=0.0)
-    assert block.flags.c_contiguous
-    assert not np.shares_memory(block, cut_window(VOLUME, window_at((0, 0, 0), (1, 6, 7)), fill=0.0))
-
-
-def test_outside_the_volume_a_window_is_filled() -> None:
-    block = cut_window(VOLUME, window_at((-1, 0, 5), (3, 6, 4)), fill=-9.0)
-    np.testing.assert_array_equal(block[:, 1:, :, :2], VOLUME[:, :2, :, 5:])
-    block[:, 1:, :, :2] = -9.0
-    assert (block == -9.0).all()
-
-
-def test_a_window_beside_the_volume_is_all_filling() -> None:
-    assert (cut_window(VOLUME, window_at((5, 0, 0), (2, 2, 2)), fill=-9.0) == -9.0).all()
 
 
 def test_windows_stay_inside_long_axes_and_are_centred_on_short_ones() -> None:

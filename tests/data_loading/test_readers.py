@@ -1,125 +1,158 @@
-"""The sources that DALI calls: what they return depends on the position of the sample alone."""
+"""Blocks of mapped volumes: the right voxels, no more than those, and errors that name the file."""
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, ClassVar, final
+import mmap
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from data_loading import readers
-from data_loading.augmentations.base import Augmentation, DrawContext
-from data_loading.patches import SamplingRule
-from data_loading.readers import OpenVolumes, VolumeSource, WindowSource
+from data_loading.readers import OpenCases, StoredVolume, open_volume
 from utils.contracts import Shape
-from utils.storage import read_array
+from utils.errors import DatasetError
+from utils.storage import read_array, write_array
 
-RULE = SamplingRule(
-    patch=(4, 6, 5), batch_size=2, world_size=1, steps_per_epoch=10, foreground_share=0.5, seed=1
-)
-
-
-def sample(iteration: int, place: int = 0) -> Any:
-    return SimpleNamespace(iteration=iteration, idx_in_batch=place)
-
-
-def batch_of(source: WindowSource, iteration: int) -> list[tuple[np.ndarray, ...]]:
-    return [source(sample(iteration, place)) for place in range(source.rule.batch_size)]
-
-
-def are_equal(one: list[tuple[np.ndarray, ...]], other: list[tuple[np.ndarray, ...]]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(np.array_equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
+VOLUME = np.arange(2 * 5 * 6 * 7, dtype=np.float32).reshape(2, 5, 6, 7)
+BLOCKS: list[tuple[Shape, Shape]] = [
+    ((1, 2, 3), (3, 4, 2)),
+    ((0, 0, 0), (5, 6, 7)),
+    ((-1, 0, 5), (3, 6, 4)),
+    ((-2, -3, -4), (9, 12, 15)),
+    ((5, 0, 0), (2, 2, 2)),
+    ((-4, 2, 2), (2, 2, 2)),
+]
 
 
-@final
-@dataclass(frozen=True)
-class Wide(Augmentation):
-    """Needs two voxels more on each side of the second axis."""
-
-    name: ClassVar[str] = "wide"
-
-    def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
-        return np.array([random.random()], np.float32)
-
-    def apply(self, image: Any, label: Any, drawn: Any) -> tuple[Any, Any]:  # noqa: ARG002
-        return image, label
-
-    def source_shape(self, drawn: np.ndarray, patch: Shape) -> Shape:  # noqa: ARG002
-        return patch[0], patch[1] + 4, patch[2]
+@pytest.fixture(params=["float32", "float16"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> StoredVolume:
+    write_array(tmp_path / "a_x.npy", VOLUME.astype(request.param))
+    return open_volume(tmp_path / "a_x.npy", in_memory=False)
 
 
-def test_image_and_label_are_the_stored_voxels_of_one_window(prepared) -> None:
-    source = WindowSource(prepared.entries, RULE, (), rank=0)
-    for iteration in range(20):
-        for image, label, entry, weight in batch_of(source, iteration):
-            case = prepared.cases[int(entry[0])]
-            stored, drawn = read_array(case.image), read_array(case.label)
-            inside = image > 0  # every stored voxel is positive and unique
-            corner = np.argwhere(stored == image[inside].min())[0, 1:]
-            extent = np.ptp(np.argwhere(inside), axis=0)[1:] + 1
-            d, h, w = (slice(o, o + n) for o, n in zip(corner, extent, strict=True))
-            np.testing.assert_array_equal(image[inside], stored[:, d, h, w].ravel())
-            np.testing.assert_array_equal(label[inside], drawn[:, d, h, w].ravel())
-            assert (label[~inside] == -1).all()
-            assert weight == 1.0
+def padded(start: Shape, shape: Shape, fill: float) -> np.ndarray:
+    """The block, cut from a volume with a wide rim."""
+    rim = 20
+    wide = np.pad(VOLUME, ((0, 0), *[(rim, rim)] * 3), constant_values=fill)
+    d, h, w = (slice(first + rim, first + rim + size) for first, size in zip(start, shape, strict=True))
+    return wide[:, d, h, w]
 
 
-def test_the_answer_does_not_depend_on_what_was_asked_before(prepared) -> None:
-    forward, backward = (WindowSource(prepared.entries, RULE, (Wide(),), rank=0) for _ in range(2))
-    steps = range(12)
-    one = [batch_of(forward, step) for step in steps]
-    other = [batch_of(backward, step) for step in reversed(steps)][::-1]
-    assert all(are_equal(a, b) for a, b in zip(one, other, strict=True))
+@pytest.mark.parametrize(("start", "shape"), BLOCKS)
+def test_a_block_holds_the_stored_voxels_and_the_fill_beyond_the_border(
+    stored: StoredVolume, start: Shape, shape: Shape
+) -> None:
+    block = stored.block(start, shape, fill=-9.0)
+    assert block.dtype == stored.voxels.dtype
+    assert block.flags.c_contiguous
+    np.testing.assert_array_equal(block, padded(start, shape, -9.0))
 
 
-def test_a_source_that_starts_later_continues_the_same_stream(prepared) -> None:
-    whole = WindowSource(prepared.entries, RULE, (), rank=0)
-    late = WindowSource(prepared.entries, RULE, (), rank=0, first_step=7)
-    assert are_equal(batch_of(whole, 9), batch_of(late, 2))
+@pytest.mark.parametrize(("start", "shape"), BLOCKS)
+def test_single_precision_is_the_same_number(stored: StoredVolume, start: Shape, shape: Shape) -> None:
+    block = stored.single_precision_block(start, shape)
+    assert block.dtype == np.float32
+    np.testing.assert_array_equal(block, padded(start, shape, 0.0))
 
 
-def test_a_part_that_needs_more_gets_the_block_around_the_same_patch(prepare_folder) -> None:
-    prepared = prepare_folder([(9, 20, 9)])
-    wide, narrow = (WindowSource(prepared.entries, RULE, recipe, rank=0) for recipe in ((Wide(),), ()))
-    for iteration in range(20):
-        for outer, inner in zip(batch_of(wide, iteration), batch_of(narrow, iteration), strict=True):
-            assert outer[0].shape == (1, 4, 10, 5)
-            np.testing.assert_array_equal(outer[0][:, :, 2:-2], inner[0])
-            np.testing.assert_array_equal(outer[1][:, :, 2:-2], inner[1])
+def test_every_half_is_converted_as_numpy_does(tmp_path: Path) -> None:
+    """All 65536 patterns: subnormal, infinite and undefined ones among them."""
+    bits = np.arange(65536, dtype=np.uint16)
+    write_array(tmp_path / "all_x.npy", bits.view(np.float16).reshape(1, 16, 64, 64))
+    block = open_volume(tmp_path / "all_x.npy", in_memory=False).single_precision_block((0, 0, 0), (16, 64, 64))
+    np.testing.assert_array_equal(block.ravel(), bits.view(np.float16).astype(np.float32))
+
+
+def test_a_block_is_a_copy_that_may_be_changed(stored: StoredVolume) -> None:
+    for block in (stored.block((0, 0, 0), (5, 6, 7), fill=0.0), stored.whole()):
+        block[:] = 0
+    np.testing.assert_array_equal(stored.whole(), VOLUME)
+
+
+def test_the_pages_of_a_block_are_asked_for_and_no_others(tmp_path: Path, monkeypatch) -> None:
+    """Rows of 4 KiB or more apart are asked for one by one, closer ones as one stretch per slice."""
+    for width, per_slice in ((64, 1), (5000, 10)):
+        asked: list[tuple[int, int]] = []
+        write_array(tmp_path / "a_x.npy", np.zeros((1, 4, 20, width), np.float16))
+        volume = open_volume(tmp_path / "a_x.npy", in_memory=False)
+
+        class Spy:
+            """Counts what the mapping is asked for."""
+
+            def __len__(self) -> int:
+                return len(volume.mapping)  # noqa: B023
+
+            def size(self) -> int:
+                return volume.mapping.size()  # noqa: B023
+
+            def madvise(self, option: int, start: int, length: int) -> None:
+                assert option == mmap.MADV_WILLNEED
+                asked.append((start, start + length))  # noqa: B023
+
+        spied = StoredVolume(
+            path=volume.path,
+            voxels=volume.voxels,
+            mapping=Spy(),  # pyright: ignore[reportArgumentType]
+            first_byte=volume.first_byte,
+            in_memory=False,
+        )
+        spied.block((1, 5, 10), (2, 10, 30), fill=0.0)
+        assert len(asked) == 2 * per_slice
+        pages = {page for start, stop in asked for page in range(start // 4096, -(-stop // 4096))}
+        touched = set()
+        for depth in (1, 2):
+            for height in range(5, 15):
+                first = 128 + 2 * ((depth * 20 + height) * width + 10)
+                touched |= {first // 4096, (first + 59) // 4096}
+        assert touched <= pages
+        assert len(pages) <= 1.1 * len(touched)
+
+
+def test_a_file_that_shrinks_is_an_error_with_its_name_not_a_crash(tmp_path: Path) -> None:
+    write_array(tmp_path / "a_x.npy", np.zeros((1, 40, 40, 40), np.float32))
+    volume = open_volume(tmp_path / "a_x.npy", in_memory=False)
+    with (tmp_path / "a_x.npy").open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(DatasetError, match="a_x.npy became shorter"):
+        volume.block((30, 30, 30), (4, 4, 4), fill=0.0)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "no array"])
+def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a_x.npy"
+    write_array(path, VOLUME)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:500] if damage == "truncated" else b"nothing")
+    with pytest.raises(DatasetError, match="a_x.npy"):
+        open_volume(path, in_memory=False)
+
+
+# --- open files --------------------------------------------------------------------------------------------
 
 
 def test_few_files_are_open_at_a_time_and_none_is_mistaken(prepared) -> None:
-    volumes = OpenVolumes(prepared.entries, limit=2)
+    cases = OpenCases(prepared.entries, limit=2)
     for place in (0, 1, 2, 0, 3, 4, 4, 1):
-        image, label = volumes[place]
-        np.testing.assert_array_equal(image, read_array(prepared.cases[place].image))
-        np.testing.assert_array_equal(label, read_array(prepared.cases[place].label))
-        assert len(volumes) <= 2
+        case = cases[place]
+        shape = prepared.entries[place].shape
+        np.testing.assert_array_equal(case.image.whole(), read_array(prepared.cases[place].image))
+        expected = read_array(prepared.cases[place].label)
+        np.testing.assert_array_equal(case.label_block((0, 0, 0), shape), expected)
+        assert len(cases) <= 2
 
 
 def test_a_case_in_use_is_not_opened_again(prepared, monkeypatch) -> None:
     opened = []
-    honest = readers._map_volumes
-    monkeypatch.setattr(readers, "_map_volumes", lambda entry: opened.append(entry) or honest(entry))
-    volumes = OpenVolumes(prepared.entries, limit=2)
+    honest = readers.open_case
+
+    def spy(entry: Any, *, in_memory: bool) -> Any:
+        opened.append(entry.case.case_id)
+        return honest(entry, in_memory=in_memory)
+
+    monkeypatch.setattr(readers, "open_case", spy)
+    cases = OpenCases(prepared.entries, limit=2)
     for place in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, which was used longest ago
-        volumes[place]
-    assert [entry.case.case_id for entry in opened] == ["case_00", "case_01", "case_02", "case_01"]
-
-
-def test_the_ranks_share_the_volumes_without_overlap(prepared) -> None:
-    for world_size in (1, 2, 3, 5):
-        sources = [VolumeSource(prepared.entries, rank=r, world_size=world_size) for r in range(world_size)]
-        assert sorted(place for source in sources for place in source.places) == [0, 1, 2, 3, 4]
-
-
-def test_a_rank_beyond_the_cases_repeats_one_so_that_no_rank_waits_for_it(prepared) -> None:
-    assert VolumeSource(prepared.entries, rank=6, world_size=7).places == (1,)
-
-
-def test_a_volume_comes_as_stored_and_the_list_starts_again(prepared) -> None:
-    source = VolumeSource(prepared.entries, rank=1, world_size=2)
-    assert [int(source(sample(step))[2][0]) for step in range(4)] == [1, 3, 1, 3]
-    image, label, _ = source(sample(0))
-    np.testing.assert_array_equal(image, read_array(prepared.cases[1].image))
-    np.testing.assert_array_equal(label, read_array(prepared.cases[1].label))
+        cases[place]
+    assert opened == ["case_00", "case_01", "case_02", "case_01"]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_loading.augmentations import build_recipe
 from data_loading.catalogue import Entry, ForegroundTable
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule
+from data_loading.recipes import build_recipe
+from data_loading.targets import TargetRule
 from utils.contracts import Batch
 from utils.storage import write_array
 
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 PATCH = (8, 12, 10)
-TARGETS = [PATCH, (4, 6, 5)]
+TARGETS = TargetRule(shapes=(PATCH, (4, 6, 5)))
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_noise_has_the_drawn_strength_and_returns_with_the_seed(entries: tuple[E
 
 
 def test_whole_volumes_agree_bit_by_bit(entries: tuple[Entry, ...]) -> None:
-    loaders = [VolumeLoader(entries, Shard(device_id=device)) for device in (0, None)]
+    loaders = [VolumeLoader(entries, TARGETS, Shard(device_id=device)) for device in (0, None)]
     for on_gpu, on_cpu in zip(*loaders, strict=True):
         assert on_gpu.image.device.type == "cuda"
         assert on_gpu.case_ids == on_cpu.case_ids

@@ -1,0 +1,65 @@
+"""Named recipes of augmentations, and how a user changes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_loading.augmentations import AUGMENTATIONS
+from data_loading.augmentations.base import Augmentation
+from utils.contracts import Plan
+from utils.errors import UserError
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    # nnU-Net v2.8's distribution, in its order (Isensee et al. 2021, and batchgeneratorsv2 0.3)
+    "nnunet": (
+        "rotate_scale",
+        "noise",
+        "blur",
+        "brightness",
+        "contrast",
+        "low_resolution",
+        "inverted_gamma",
+        "gamma",
+        "mirror",
+        "zero_outside",
+    ),
+    # NVIDIA's nnU-Net: one draw for all channels, zoom in only
+    "nvidia": (
+        "zoom",
+        "mirror",
+        "noise:probability=0.15,max_std=0.33",
+        "blur:probability=0.15,channel_probability=1,low=0.5,high=1.5,same=true",
+        "brightness:probability=0.15,low=0.7,high=1.3,same=true",
+        "contrast:probability=0.15,low=0.65,high=1.5,same=true,around_mean=false",
+    ),
+}
+REMOVAL = "no_"
+
+
+def build_recipe(choices: Sequence[str], plan: Plan | None = None) -> tuple[Augmentation, ...]:
+    """The augmentations called for, in order, fitted to the plan where one is given.
+
+    Each choice is a preset (`nnunet`), a part with options (`noise:probability=0.2`), which takes the place
+    of its namesake or else comes last, or a part to leave out (`no_blur`).
+    """
+    parts: list[str] = []
+    for choice in choices:
+        name = _name(choice)
+        places = [place for place, part in enumerate(parts) if _name(part) == name.removeprefix(REMOVAL)]
+        if choice in PRESETS:
+            parts += PRESETS[choice]
+        elif name.startswith(REMOVAL):
+            if not places:
+                raise UserError(f"--augment {choice}: there is no {name.removeprefix(REMOVAL)} to leave out.")
+            parts = [part for place, part in enumerate(parts) if place not in places]
+        elif places:
+            parts[places[0]] = choice
+        else:
+            parts.append(choice)
+    built = [AUGMENTATIONS.build(part) for part in parts]
+    return tuple(built) if plan is None else tuple(part.for_plan(plan) for part in built)
+
+
+def _name(choice: str) -> str:
+    return choice.partition(":")[0]

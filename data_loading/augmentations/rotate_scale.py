@@ -94,7 +94,7 @@ class RotateScale(Augmentation):
             image = _warp(image, matrix, drawn, 0.0, DALIInterpType.INTERP_LINEAR)
             label = self._warp_label(label, matrix, drawn)
         else:
-            start = (label.shape()[1:] - size) / 2
+            start = (label.shape()[1:] - size) // 2
             image = fn.slice(image, start, size, axes=[1, 2, 3])
             label = fn.slice(label, start, size, axes=[1, 2, 3])
         return image, label

@@ -16,6 +16,7 @@ from tests.data_loading.augmentation_tools import (
     phantom,
     random_block,
 )
+from utils.contracts import Plan
 
 SOLID = DrawContext(patch=(10, 12, 11), num_channels=2)
 SLAB = DrawContext(patch=(3, 16, 14), num_channels=2)
@@ -25,8 +26,9 @@ Runner = Callable[[Augmentation, list[np.ndarray], Arrays], Arrays]
 
 
 @pytest.fixture(params=[spec.name for spec in AUGMENTATIONS])
-def part(request: pytest.FixtureRequest) -> Augmentation:
-    return always(AUGMENTATIONS.build(request.param))
+def part(request: pytest.FixtureRequest, make_plan: Callable[..., Plan]) -> Augmentation:
+    plan = make_plan(num_labels=3, num_channels=2, uses_mask=(True, False))
+    return always(AUGMENTATIONS.build(request.param)).for_plan(plan)
 
 
 @pytest.fixture(params=[SOLID, SLAB, SLICE], ids=["solid", "slab", "slice"])

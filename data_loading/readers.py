@@ -74,7 +74,8 @@ class StoredVolume:
         # A page that lies behind the end of a shortened file would kill the process without a word.
         if self.mapping.size() < len(self.mapping):
             raise DatasetError(
-                f"{self.path} became shorter while it was read. Run preprocess.py again, then --resume_training."
+                f"{self.path} became shorter while it was read. "
+                "Run preprocess.py again, then main.py with --resume_training."
             )
         if self.in_memory or not hasattr(mmap, "MADV_WILLNEED"):
             return

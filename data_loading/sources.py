@@ -14,7 +14,7 @@ from data_loading.patches import SamplingRule, Window, draw_window, generator_fo
 from data_loading.readers import OpenCases, open_case
 from data_loading.targets import TargetRule, targets_on_host
 from data_loading.workers import AheadOfUse
-from utils.contracts import OUTSIDE_LABEL, Shape
+from utils.contracts import Shape
 from utils.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ class WindowSource:
     def _block(self, window: Window, drawn: Sequence[np.ndarray]) -> tuple[Shape, Shape]:
         """Corner and shape of the block that this sample needs, around its patch."""
         patch = self.rule.patch
-        needs = [
-            part.source_shape(values, patch) for part, values in zip(self.recipe, drawn, strict=True)
-        ]
+        needs = [part.source_shape(values, patch) for part, values in zip(self.recipe, drawn, strict=True)]
         depth, height, width = (max(sizes) for sizes in zip(patch, *needs, strict=True))
         z, y, x = (
             corner - (wide - size) // 2

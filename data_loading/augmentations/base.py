@@ -1,4 +1,4 @@
-"""The contract of an augmentation: draw plain numbers first, apply them later, in the graph or on the host."""
+"""The contract of an augmentation: draw plain numbers first, apply them later, in graph or on host."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from nvidia.dali import fn
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from data_loading.augmentations.base import Augmentation, DrawContext, happens
-from data_loading.kernels.warp import warp_image, warp_label
+from data_loading.kernels.warp import warp_image, warp_label, warp_label_nearest
 from utils.contracts import OUTSIDE_LABEL, Plan, Shape
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class RotateScale(Augmentation):
 
     def for_plan(self, plan: Plan) -> RotateScale:
         """With all labels of the plan, the ignore label and the previous stage's among them."""
-        return replace(self, largest_label=max(plan.num_labels - 1, plan.ignore_label or 0, plan.prior_labels))
+        return replace(
+            self, largest_label=max(plan.num_labels - 1, plan.ignore_label or 0, plan.prior_labels)
+        )
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
         """(happens, patch (d, h, w), matrix from patch to source offsets (d, h, w), row by row)."""
@@ -94,16 +96,14 @@ class RotateScale(Augmentation):
             image = _warp(image, matrix, drawn, 0.0, DALIInterpType.INTERP_LINEAR)
             label = self._warp_label(label, matrix, drawn)
         else:
-            start = (label.shape()[1:] - size) // 2
-            image = fn.slice(image, start, size, axes=[1, 2, 3])
-            label = fn.slice(label, start, size, axes=[1, 2, 3])
+            image, label = _cut_middle(image, size), _cut_middle(label, size)
         return image, label
 
     def _matrix(self, label: DataNode, drawn: DataNode) -> DataNode:
         """DALI's 3 x 4 matrix: axes in the order x, y, z, and a voxel's centre half a voxel from its edge."""
         turn = fn.reshape(drawn[4:13], shape=[3, 3])
-        middle = fn.cast(label.shape()[1:], dtype=DALIDataType.FLOAT) / 2.0
-        moved = middle - fn.reductions.sum(turn * fn.reshape(drawn[1:4], shape=[1, 3]), axes=[1]) / 2.0
+        shape: Any = fn.cast(label.shape()[1:], dtype=DALIDataType.FLOAT)
+        moved = shape / 2.0 - fn.reductions.sum(turn * fn.reshape(drawn[1:4], shape=[1, 3]), axes=[1]) / 2.0
         forward = fn.cat(turn, fn.reshape(moved, shape=[3, 1]), axis=1)
         rows = fn.cat(forward[2:3], forward[1:2], forward[0:1], axis=0)
         return fn.cat(rows[:, 2:3], rows[:, 1:2], rows[:, 0:1], rows[:, 3:4], axis=1)
@@ -111,23 +111,19 @@ class RotateScale(Augmentation):
     def _warp_label(self, label: DataNode, matrix: DataNode, drawn: DataNode) -> DataNode:
         if self.nearest:
             return _warp(label, matrix, drawn, OUTSIDE_LABEL, DALIInterpType.INTERP_NN)
-        winner = share = None
-        for value in range(OUTSIDE_LABEL, self.largest_label + 1):
-            fill = 1.0 if value == OUTSIDE_LABEL else 0.0
-            own = _warp(
-                fn.cast(label == value, dtype=DALIDataType.FLOAT),
-                matrix,
-                drawn,
-                fill,
-                DALIInterpType.INTERP_LINEAR,
-            )
-            if winner is None:
-                winner, share = 0 * fn.cast(own, dtype=DALIDataType.INT16) + value, own
-            else:
-                is_larger = own > share
-                winner = fn.cast(is_larger * value + (is_larger ^ True) * winner, dtype=DALIDataType.INT16)
-                share = fn.cast(is_larger, dtype=DALIDataType.FLOAT) * (own - share) + share
+        share = self._share(label, OUTSIDE_LABEL, matrix, drawn)
+        winner: Any = fn.cast(share * 0.0 + OUTSIDE_LABEL, dtype=DALIDataType.INT16)
+        for value in range(self.largest_label + 1):
+            own = self._share(label, value, matrix, drawn)
+            is_larger = own > share
+            winner = fn.cast(is_larger * value + (is_larger ^ True) * winner, dtype=DALIDataType.INT16)
+            share = fn.cast(is_larger, dtype=DALIDataType.FLOAT) * (own - share) + share
         return winner
+
+    def _share(self, label: DataNode, value: int, matrix: DataNode, drawn: DataNode) -> Any:
+        """How much of one label value lies at each position."""
+        own = fn.cast(label == value, dtype=DALIDataType.FLOAT)
+        return _warp(own, matrix, drawn, float(value == OUTSIDE_LABEL), DALIInterpType.INTERP_LINEAR)
 
     def compute(
         self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
@@ -142,8 +138,9 @@ class RotateScale(Augmentation):
         warped = np.empty((image.shape[0], depth, height, width), np.float32)
         warp_image(image, warped, matrix, origin)
         moved = np.empty((label.shape[0], depth, height, width), np.int16)
+        warp_one = warp_label_nearest if self.nearest else warp_label
         for source, target in zip(label, moved, strict=True):
-            warp_label(source, target, matrix, origin)
+            warp_one(source, target, matrix, origin)
         return warped, moved
 
 
@@ -158,14 +155,21 @@ def _rotation(axis: int, angle: float) -> np.ndarray:
 
 def _middle(block: np.ndarray, shape: Shape) -> np.ndarray:
     """The (C, *shape) part in the middle of a block."""
-    d, h, w = (slice((given - size) // 2, (given - size) // 2 + size) for given, size in zip(block.shape[1:], shape, strict=True))
+    d, h, w = (
+        slice((given - size) // 2, (given - size) // 2 + size)
+        for given, size in zip(block.shape[1:], shape, strict=True)
+    )
     return np.ascontiguousarray(block[:, d, h, w])
+
+
+def _cut_middle(node: DataNode, size: Any) -> Any:
+    """The same as a graph node."""
+    start = (node.shape()[1:] - size) // 2
+    return fn.slice(node, start, size, axes=[1, 2, 3])
 
 
 def _warp(node: DataNode, matrix: DataNode, drawn: DataNode, fill: float, interpolation: Any) -> Any:
     """(C, D, H, W) resampled to the patch; DALI warps channels last."""
     last = fn.transpose(node, perm=[1, 2, 3, 0], output_layout="DHWC")
-    warped = fn.warp_affine(
-        last, matrix=matrix, size=drawn[1:4], fill_value=fill, interp_type=interpolation
-    )
+    warped = fn.warp_affine(last, matrix=matrix, size=drawn[1:4], fill_value=fill, interp_type=interpolation)
     return fn.transpose(warped, perm=[3, 0, 1, 2], output_layout="CDHW")

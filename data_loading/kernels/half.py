@@ -36,4 +36,4 @@ def copy_halves(
                 read = source[channel, lower[0] + depth, lower[1] + height]
                 write = target[channel, offset[0] + depth, offset[1] + height]
                 for width in range(size[2]):
-                    write[offset[2] + width] = half_to_float(read[lower[2] + width])
+                    write[offset[2] + width] = half_to_float(read[lower[2] + width])  # pyright: ignore[reportCallIssue]

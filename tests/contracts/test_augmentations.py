@@ -185,5 +185,3 @@ def test_constant_and_huge_images_stay_finite(part: Augmentation, run: Runner, c
 
 
 # --- the parts that existed first --------------------------------------------------------------------------
-
-

@@ -35,9 +35,7 @@ def arrays(outputs: Any) -> list[np.ndarray]:
 def source_of(prepared, recipe=(), shapes=None, *, on_host: bool = False) -> WindowSource:
     patch = prepared.plan.patch
     targets = TargetRule(shapes=tuple(shapes or [patch]))
-    return WindowSource(
-        prepared.entries, rule_for(patch), recipe, targets, SourceSettings(on_host=on_host)
-    )
+    return WindowSource(prepared.entries, rule_for(patch), recipe, targets, SourceSettings(on_host=on_host))
 
 
 @pytest.fixture(params=["graph", "host"])
@@ -45,7 +43,9 @@ def run_graph(request: pytest.FixtureRequest) -> Callable[..., list[list[np.ndar
     """Runs the training graph of a folder for some steps."""
 
     def run(prepared, recipe=(), shapes=None, *, steps: int = 4) -> list[list[np.ndarray]]:
-        pipeline = training_graph(source_of(prepared, recipe, shapes, on_host=request.param == "host"), SETTINGS)
+        pipeline = training_graph(
+            source_of(prepared, recipe, shapes, on_host=request.param == "host"), SETTINGS
+        )
         return [arrays(pipeline.run()) for _ in range(steps)]
 
     return run

@@ -59,7 +59,9 @@ def test_every_half_is_converted_as_numpy_does(tmp_path: Path) -> None:
     """All 65536 patterns: subnormal, infinite and undefined ones among them."""
     bits = np.arange(65536, dtype=np.uint16)
     write_array(tmp_path / "all_x.npy", bits.view(np.float16).reshape(1, 16, 64, 64))
-    block = open_volume(tmp_path / "all_x.npy", in_memory=False).single_precision_block((0, 0, 0), (16, 64, 64))
+    block = open_volume(tmp_path / "all_x.npy", in_memory=False).single_precision_block(
+        (0, 0, 0), (16, 64, 64)
+    )
     np.testing.assert_array_equal(block.ravel(), bits.view(np.float16).astype(np.float32))
 
 

@@ -23,9 +23,7 @@ TARGETS = TargetRule(shapes=((4, 6, 5),))
 
 
 def make_source(prepared, recipe=(), *, rank: int = 0, **settings: Any) -> WindowSource:
-    return WindowSource(
-        prepared.entries, RULE, recipe, TARGETS, SourceSettings(rank=rank, **settings)
-    )
+    return WindowSource(prepared.entries, RULE, recipe, TARGETS, SourceSettings(rank=rank, **settings))
 
 
 def sample(iteration: int, place: int = 0) -> Any:

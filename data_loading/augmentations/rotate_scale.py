@@ -99,16 +99,16 @@ class RotateScale(Augmentation):
             image, label = _cut_middle(image, size), _cut_middle(label, size)
         return image, label
 
-    def _matrix(self, label: DataNode, drawn: DataNode) -> DataNode:
+    def _matrix(self, label: DataNode, drawn: DataNode) -> Any:
         """DALI's 3 x 4 matrix: axes in the order x, y, z, and a voxel's centre half a voxel from its edge."""
         turn = fn.reshape(drawn[4:13], shape=[3, 3])
         shape: Any = fn.cast(label.shape()[1:], dtype=DALIDataType.FLOAT)
         moved = shape / 2.0 - fn.reductions.sum(turn * fn.reshape(drawn[1:4], shape=[1, 3]), axes=[1]) / 2.0
-        forward = fn.cat(turn, fn.reshape(moved, shape=[3, 1]), axis=1)
-        rows = fn.cat(forward[2:3], forward[1:2], forward[0:1], axis=0)
+        forward: Any = fn.cat(turn, fn.reshape(moved, shape=[3, 1]), axis=1)
+        rows: Any = fn.cat(forward[2:3], forward[1:2], forward[0:1], axis=0)
         return fn.cat(rows[:, 2:3], rows[:, 1:2], rows[:, 0:1], rows[:, 3:4], axis=1)
 
-    def _warp_label(self, label: DataNode, matrix: DataNode, drawn: DataNode) -> DataNode:
+    def _warp_label(self, label: DataNode, matrix: DataNode, drawn: DataNode) -> Any:
         if self.nearest:
             return _warp(label, matrix, drawn, OUTSIDE_LABEL, DALIInterpType.INTERP_NN)
         share = self._share(label, OUTSIDE_LABEL, matrix, drawn)

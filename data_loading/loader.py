@@ -107,12 +107,16 @@ class TrainingLoader:
         names = "\n".join(entry.case.case_id for entry in self.entries)
         return {
             "cases": len(self.entries),
-            "case_ids_hash": hashlib.sha256(names.encode()).hexdigest()[:12],
+            "case_ids_hash": _short_hash(names),
+            "masks": sum(entry.case.label is not None for entry in self.entries),
             "patch": list(rule.patch),
             "batch_size": rule.batch_size,
             "devices": rule.world_size,
             "steps_per_epoch": rule.steps_per_epoch,
             "foreground_share": rule.foreground_share,
+            "lesion_share": rule.lesion_share,
+            "balanced_classes": _short_hash(repr(rule.case_limits)) if rule.case_limits else None,
+            "volumes_per_batch": rule.num_volumes,
             "seed": rule.seed,
             "augmentations": [repr(part) for part in self.recipe],
         }
@@ -172,6 +176,10 @@ class VolumeLoader:
             )
             self._pipeline = volume_graph(self.source, self.targets, settings)
         return self._pipeline
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _as_tensor(output: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +14,22 @@ class LoaderOptions:
     """Patches per device and step; unset: from the plan."""
     oversampling: float = 0.33
     """Share of each batch whose window is centred on a foreground voxel."""
-    augment: tuple[str, ...] = ("noise", "brightness", "mirror")
-    """Augmentations in order: noise, brightness, mirror; options as in noise:probability=0.2; or none."""
+    lesion_centred: float = 0.0
+    """Share of those windows that is centred on the lesion (the highest label) where the case has one."""
+    balance_classes: bool = False
+    """Draw cases so that each class is seen equally often; needs --steps_per_epoch."""
+    augment: tuple[str, ...] = ("nnunet",)
+    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur)."""
+    augment_in: Literal["auto", "host", "graph"] = "auto"
+    """host: compiled loops on the reading threads; graph: DALI operators; auto: graph on a GPU, else host."""
+    residency: Literal["auto", "memory", "disk"] = "auto"
+    """Where volumes are kept; auto: in memory, if all need at most half of what is free there."""
     steps_per_epoch: int = 0
     """Training steps per epoch, cases drawn with replacement; 0: one pass over the cases."""
+    nvol: int | None = None
+    """Volumes per batch of slices, each giving a run of neighbours; unset: each slice has its own draw."""
+    data2d_dim: Literal[2, 3] = 3
+    """3: slices are cut from volumes; 2: every case is a plain 2-D image (with --dim 2)."""
     num_workers: int = 4
     """DALI threads per pipeline on the CPU; never more than the machine has."""
     prefetch: int = 2

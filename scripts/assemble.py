@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_loading.catalogue import Entry, build_catalogue
+from data_loading.catalogue import Entry, build_catalogue, refuse_aimless, refuse_unpaired
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
-from data_loading.patches import SamplingRule
+from data_loading.patches import SamplingRule, class_balanced_limits
 from data_loading.recipes import build_recipe
+from data_loading.residency import Residency, choose_residency, free_bytes, volume_bytes
 from data_loading.targets import TargetRule
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
@@ -70,6 +72,7 @@ def read_fold(options: RunOptions) -> FoldCases:
     folder = prepared_folder(options)
     plan = read_plan(folder)
     _refuse_untrainable(plan, folder)
+    refuse_unpaired(folder)
     cases = {case.case_id: case for case in list_prepared(folder)}
     if not cases:
         raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
@@ -210,12 +213,54 @@ def shard_of(options: RunOptions, machine: Machine) -> Shard:
     world_size = machine.gpus * machine.nodes
     local = int(os.environ.get("LOCAL_RANK", "0"))
     rank = int(os.environ.get("RANK", int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local))
+    has_gpu = machine.device == "cuda"
+    place = options.loader.augment_in
     return Shard(
         rank=rank if world_size > 1 else 0,
         world_size=world_size,
-        device_id=local if machine.device == "cuda" else None,
+        device_id=local if has_gpu else None,
         num_threads=max(1, min(options.loader.num_workers, os.cpu_count() or 1)),
         prefetch=options.loader.prefetch,
+        on_host=place == "host" or (place == "auto" and not has_gpu),
+    )
+
+
+def training_entries(options: RunOptions, fold: FoldCases) -> tuple[Entry, ...]:
+    """The checked cases to learn from; those to validate on are checked too, so that all faults are told."""
+    slices_only = options.loader.data2d_dim == 2
+    if slices_only and fold.plan.patch[0] != 1:
+        raise UserError(
+            f"--data2d_dim 2 takes plain 2-D images, but the plan's patch is {fold.plan.patch}. Add --dim 2."
+        )
+    if slices_only and options.loader.nvol is not None:
+        raise UserError("--nvol cuts neighbouring slices from volumes; with --data2d_dim 2 there are none.")
+    entries = build_catalogue((*fold.training, *fold.validation), fold.plan, slices_only=slices_only)
+    refuse_aimless(entries[: len(fold.training)])
+    return entries[: len(fold.training)]
+
+
+def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> SamplingRule:
+    """How windows are drawn from the fold's training cases."""
+    loader = options.loader
+    targets = [case.class_target for case in fold.training]
+    return SamplingRule(
+        patch=fold.plan.patch,
+        batch_size=fold.plan.batch_size if loader.batch_size is None else loader.batch_size,
+        world_size=world_size,
+        steps_per_epoch=loader.steps_per_epoch,
+        foreground_share=loader.oversampling,
+        seed=options.seed,
+        lesion_share=loader.lesion_centred,
+        lesion_label=fold.plan.num_labels - 1,
+        case_limits=class_balanced_limits(targets) if loader.balance_classes else (),
+        num_volumes=loader.nvol,
+    )
+
+
+def residency_of(options: RunOptions, entries: Sequence[Entry]) -> Residency:
+    """Whether the volumes are kept in memory."""
+    return choose_residency(
+        options.loader.residency, volume_bytes=volume_bytes(entries), free_bytes=free_bytes()
     )
 
 
@@ -223,20 +268,14 @@ def build_training_loader(
     options: RunOptions, fold: FoldCases, num_outputs: int, shard: Shard
 ) -> TrainingLoader:
     """The augmented patches of the fold's training cases."""
-    rule = SamplingRule(
-        patch=fold.plan.patch,
-        batch_size=options.loader.batch_size or fold.plan.batch_size,
-        world_size=shard.world_size,
-        steps_per_epoch=options.loader.steps_per_epoch,
-        foreground_share=options.loader.oversampling,
-        seed=options.seed,
-    )
+    rule = sampling_rule(options, fold, shard.world_size)
+    entries = training_entries(options, fold)
     return TrainingLoader(
-        build_catalogue(fold.training, fold.plan),
+        entries,
         rule,
         build_recipe(options.loader.augment, fold.plan),
         TargetRule(shapes=output_shapes(fold.plan, num_outputs)),
-        shard,
+        replace(shard, in_memory=residency_of(options, entries).in_memory),
     )
 
 

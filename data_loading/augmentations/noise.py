@@ -9,25 +9,31 @@ import numpy as np
 from nvidia.dali import fn, types
 
 from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.kernels.intensity import add_noise
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
 STATE_WORDS = 7  # of 32 bits, as DALI's generators take them
 WORD_LIMIT = 2**24  # float32 holds every smaller whole number exactly
+KEYS = 4  # of 32 bits, as the compiled generator takes them
 
 
 @final
 @dataclass(frozen=True)
 class Noise(Augmentation):
-    """With `probability`, adds noise of a standard deviation uniform in 0..`max_std` (z-scored units)."""
+    """With `probability`, adds noise of a standard deviation uniform in 0..`max_std` (z-scored units).
+
+    Graph and host generate different noise from the same draw; each gives the same for the same draw.
+    """
 
     name: ClassVar[str] = "noise"
+    has_twin: ClassVar[bool] = True
     probability: float = 0.1
     max_std: float = 0.1
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
-        """(happens, standard deviation, the state of DALI's generator)."""
+        """(happens, standard deviation, the state of the generator)."""
         is_wanted = random.random() < self.probability
         state = random.integers(WORD_LIMIT, size=STATE_WORDS)
         return np.array([is_wanted, random.uniform(0.0, self.max_std), *state], np.float32)
@@ -40,4 +46,13 @@ class Noise(Augmentation):
             state = fn.cast(drawn[2:], dtype=types.DALIDataType.UINT32)
             # The stub lacks the argument, which DALI's imperative interface passes to every random operator.
             image = fn.noise.gaussian(image, stddev=drawn[1], _random_state=state)  # pyright: ignore[reportCallIssue]
+        return image, label
+
+    def compute(
+        self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The compiled twin of `apply`, in place."""
+        state = drawn[2:].astype(np.int64).tolist()
+        keys = np.random.SeedSequence(state).generate_state(KEYS)
+        add_noise(image.reshape(-1), drawn[1], keys)
         return image, label

@@ -17,7 +17,7 @@ class LoaderOptions:
     lesion_centred: float = 0.0
     """Share of those windows that is centred on the lesion (the highest label) where the case has one."""
     balance_classes: bool = False
-    """Draw cases so that each class is seen equally often; needs --steps_per_epoch."""
+    """Show each class equally often; needs --steps_per_epoch, and suits --no_class_balance."""
     augment: tuple[str, ...] = ("nnunet",)
     """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur)."""
     augment_in: Literal["auto", "host", "graph"] = "auto"

@@ -86,8 +86,8 @@ def test_the_slices_of_a_run_share_the_stream_of_the_first() -> None:
 
 
 def test_a_run_is_neighbouring_slices_of_one_case_under_one_window() -> None:
-    entries = [entry_of((size, 20, 18)) for size in (9, 12, 4, 30)]
-    for batch in windows_of(entries, replace(RUNS, foreground_share=0.0), 50):
+    entries = [entry_of((size, 20, 18), (1, 2, 3, 4), (1, 3, 19, 0)) for size in (9, 12, 4, 30)]
+    for batch in windows_of(entries, RUNS, 50):
         for run in (batch[:4], batch[4:8], batch[8:]):
             assert len({(window.entry, *window.start[1:]) for window in run}) == 1
             assert {window.shape for window in run} == {(1, 6, 5)}

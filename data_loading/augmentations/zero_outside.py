@@ -38,8 +38,6 @@ class ZeroOutside(Augmentation):
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
         """The cleared image; the label is left alone."""
-        if not self.channels:
-            return image, label
         if happens(drawn):
             cleared = beside(image, self._chosen(image))
             image = image * (1 - cleared * (label[0:1] == OUTSIDE_LABEL))
@@ -47,7 +45,7 @@ class ZeroOutside(Augmentation):
 
     def _chosen(self, image: DataNode) -> Any:
         """1 for each channel to clear, 0 for the others, (C, 1, 1, 1)."""
-        flags = np.isin(np.arange(max(self.channels) + 1), self.channels).astype(np.float32)
+        flags = np.isin(np.arange(max(self.channels, default=0) + 1), self.channels).astype(np.float32)
         first: Any = Constant(flags, device="cpu")
         num_channels = fn.cast(image.shape()[0:1], dtype=DALIDataType.INT32)
         padded = fn.pad(first, axes=[0], shape=num_channels, fill_value=0)

@@ -34,7 +34,7 @@ class Mirror(Augmentation):
         """(any axis flips, depth, height, width)."""
         flips = random.random(3) < self.probability
         flips &= np.array(context.patch) > 1
-        flips &= np.isin(np.arange(3), self.axes)
+        flips &= [axis in self.axes for axis in range(3)]
         return np.array([flips.any(), *flips], np.float32)
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:

@@ -12,7 +12,7 @@ from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule, class_balanced_limits
 from data_loading.recipes import build_recipe
 from data_loading.residency import Residency, choose_residency, free_bytes, volume_bytes
-from data_loading.targets import TargetRule
+from data_loading.targets import target_rule
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
 from nnunet.network import Architecture, default_outputs, output_shapes
@@ -274,7 +274,7 @@ def build_training_loader(
         entries,
         rule,
         build_recipe(options.loader.augment, fold.plan),
-        TargetRule(shapes=output_shapes(fold.plan, num_outputs)),
+        target_rule(fold.plan, output_shapes(fold.plan, num_outputs)),
         replace(shard, in_memory=residency_of(options, entries).in_memory),
     )
 
@@ -282,4 +282,4 @@ def build_training_loader(
 def build_volume_loader(fold: FoldCases, shard: Shard) -> VolumeLoader:
     """The whole volumes of the fold's validation cases."""
     entries: tuple[Entry, ...] = build_catalogue(fold.validation, fold.plan)
-    return VolumeLoader(entries, TargetRule(shapes=(fold.plan.patch,)), shard)
+    return VolumeLoader(entries, target_rule(fold.plan, (fold.plan.patch,)), shard)

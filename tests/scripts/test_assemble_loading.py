@@ -148,6 +148,15 @@ def test_volumes_are_kept_where_asked_or_where_they_fit(
     assert [entry.case.case_id for entry in loader.entries] == ["case_0", "case_1", "case_2"]
 
 
+def test_the_targets_are_those_of_the_plan(make_fold: Callable[..., FoldCases]) -> None:
+    fold = make_fold(regions=((1, 2), (2,)), ignore_label=3)
+    shard = shard_of(options_with(), CPU)
+    loader = build_training_loader(options_with(), fold, 2, shard)
+    assert loader.targets.shapes == ((4, 16, 16), (4, 8, 8))
+    for targets in (loader.targets, build_volume_loader(fold, shard).targets):
+        assert (targets.regions, targets.ignore_label, targets.prior_labels) == (((1, 2), (2,)), 3, 0)
+
+
 def test_the_held_out_cases_become_whole_volumes(make_fold: Callable[..., FoldCases]) -> None:
     loader = build_volume_loader(make_fold(), shard_of(options_with(), CPU))
     assert [entry.case.case_id for entry in loader.entries] == ["case_3"]

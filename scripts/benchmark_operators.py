@@ -26,9 +26,6 @@ from utils.seeding import seed_for
 from utils.timing import waiter
 
 if TYPE_CHECKING:
-    from nvidia.dali.data_node import DataNode
-    from nvidia.dali.types import SampleInfo
-
     from scripts.benchmark_loader import LoaderWork
 
 DRAWS = 1000  # from which a part's probability is taken
@@ -57,7 +54,7 @@ class Replayed(Augmentation):
         """What the part needs."""
         return self.part.source_shape(drawn, patch)
 
-    def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
+    def apply(self, image: Any, label: Any, drawn: Any) -> tuple[Any, Any]:
         """What the part does."""
         return self.part.apply(image, label, drawn)
 
@@ -75,8 +72,8 @@ class HeldSamples:
     is_finished: bool
     num_on_host: int
 
-    def __call__(self, sample: SampleInfo) -> Arrays:
-        """The next sample."""
+    def __call__(self, sample: Any) -> Arrays:
+        """The sample at the position that DALI asks for."""
         number = sample.iteration * self.batch_size + sample.idx_in_batch
         return self.samples[number % len(self.samples)]
 

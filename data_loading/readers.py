@@ -61,6 +61,11 @@ class StoredVolume:
         copy_halves(self.voxels.view(np.uint16), block, *places)
         return block
 
+    def fetched(self, start: Shape, shape: Shape) -> np.ndarray:
+        """All voxels (C, D, H, W), read-only; the pages of this block are on their way, no others."""
+        self._fetch(_inside(start, shape, self._shape()))
+        return self.voxels
+
     def whole(self) -> np.ndarray:
         """A copy of all voxels."""
         return self.block((0, 0, 0), self._shape(), fill=0.0)
@@ -146,6 +151,10 @@ class StoredCase:
     image: StoredVolume
     label: StoredVolume | None  # None: no mask was drawn
     prior: StoredVolume | None
+
+    def label_volumes(self) -> tuple[StoredVolume, ...]:
+        """The label maps that exist, mask first."""
+        return tuple(volume for volume in (self.label, self.prior) if volume is not None)
 
     def label_block(self, start: Shape, shape: Shape) -> np.ndarray:
         """Label maps (L, *shape) int16: the mask, OUTSIDE_LABEL where there is none, then the prior."""

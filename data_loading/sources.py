@@ -10,8 +10,8 @@ import numpy as np
 
 from data_loading.augmentations.base import Augmentation, DrawContext
 from data_loading.catalogue import Entry
-from data_loading.patches import SamplingRule, Window, draw_window, generator_for
-from data_loading.readers import OpenCases, open_case
+from data_loading.patches import SamplingRule, Window, draw_window, generator_for, stream_index
+from data_loading.readers import OpenCases, StoredCase, open_case
 from data_loading.targets import TargetRule, targets_on_host
 from data_loading.workers import AheadOfUse
 from utils.contracts import Shape
@@ -86,20 +86,13 @@ class WindowSource:
         rule = self.rule
         step, place = divmod(number, rule.batch_size)
         index = ((self.settings.first_step + step) * rule.world_size + self.settings.rank) * rule.batch_size
-        random = generator_for(self.stream, index + place)
-        window = draw_window(self.entries, rule, index + place, random)
+        index += place
+        random = generator_for(self.stream, stream_index(rule, index))
+        window = draw_window(self.entries, rule, index, random)
         case = self.cases[window.entry]
         context = DrawContext(patch=rule.patch, num_channels=case.image.voxels.shape[0])
         drawn = [part.draw(random, context) for part in self.recipe]
-        start, shape = self._block(window, drawn)
-        if self.num_on_host or self.is_finished:
-            image = case.image.single_precision_block(start, shape)
-        else:
-            image = case.image.block(start, shape, fill=0.0)
-        label = case.label_block(start, shape)
-        for part, values in zip(self.recipe[: self.num_on_host], drawn, strict=False):
-            if values[0] or image.shape[1:] != rule.patch:
-                image, label = part.compute(image, label, values)
+        image, label = self._voxels(case, window, drawn)
         labels = [label]
         if self.is_finished:
             image, labels = targets_on_host(image, label, self.targets)
@@ -111,6 +104,26 @@ class WindowSource:
             *labels,
             *drawn[self.num_on_host :],
         )
+
+    def _voxels(
+        self, case: StoredCase, window: Window, drawn: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label maps of a sample, as far as the host augments them."""
+        start, shape = self._block(window, drawn)
+        on_host = list(zip(self.recipe, drawn, strict=True))[: self.num_on_host]
+        if on_host and on_host[0][0].reads and on_host[0][1][0]:
+            (first, values), *on_host = on_host
+            image, label = first.read(case, window.start, values)
+        else:
+            label = case.label_block(start, shape)
+            if self.num_on_host or self.is_finished:
+                image = case.image.single_precision_block(start, shape)
+            else:
+                image = case.image.block(start, shape, fill=0.0)
+        for part, values in on_host:
+            if values[0] or image.shape[1:] != self.rule.patch:
+                image, label = part.compute(image, label, values)
+        return image, label
 
     def _block(self, window: Window, drawn: Sequence[np.ndarray]) -> tuple[Shape, Shape]:
         """Corner and shape of the block that this sample needs, around its patch."""

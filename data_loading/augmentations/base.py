@@ -13,6 +13,8 @@ from utils.contracts import Plan, Shape
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
+    from data_loading.readers import StoredCase
+
 FLAT_RATIO = 3  # nnU-Net v2 turns a patch in plane only where its longest edge is over 3 times the first
 
 
@@ -57,6 +59,7 @@ class Augmentation(ABC):
 
     name: ClassVar[str]
     has_twin: ClassVar[bool] = False  # whether `compute` exists
+    reads: ClassVar[bool] = False  # whether `read` exists
 
     def for_plan(self, plan: Plan) -> Augmentation:  # noqa: ARG002
         """The part as this plan needs it; most need nothing."""
@@ -83,6 +86,13 @@ class Augmentation(ABC):
         contiguous and the caller's own: they may be changed in place and returned.
         """
         raise NotImplementedError(f"{self.name} has no twin on the host.")
+
+    def read(self, case: StoredCase, start: Shape, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The changed patch straight from the stored volumes: what `compute` makes of a block around `start`.
+
+        For a part that resamples; called where it is the first of a recipe and `drawn[0]` is not 0.
+        """
+        raise NotImplementedError(f"{self.name} does not read.")
 
     def source_shape(self, drawn: np.ndarray, patch: Shape) -> Shape:  # noqa: ARG002
         """The block around the patch that these parameters need to read.

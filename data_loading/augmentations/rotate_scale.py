@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -15,6 +16,8 @@ from utils.contracts import OUTSIDE_LABEL, Plan, Shape
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
+
+    from data_loading.readers import StoredCase
 
 ELONGATED = 1.5  # a 2-D patch with edges of a larger ratio turns by a small angle only
 ELONGATED_DEGREES = 15.0
@@ -37,6 +40,7 @@ class RotateScale(Augmentation):
 
     name: ClassVar[str] = "rotate_scale"
     has_twin: ClassVar[bool] = True
+    reads: ClassVar[bool] = True
     rotation_probability: float = 0.2
     scale_probability: float = 0.2
     degrees: float = 30.0
@@ -132,16 +136,45 @@ class RotateScale(Augmentation):
         depth, height, width = (int(size) for size in drawn[PATCH])
         if drawn[0] == 0:
             return _middle(image, (depth, height, width)), _middle(label, (depth, height, width))
+        block = image.shape[1:]
+        corner = [(wide - int(size)) // 2 for wide, size in zip(block, drawn[PATCH], strict=True)]
+        return self._resample(image, list(label), (corner[0], corner[1], corner[2]), drawn)
+
+    def read(self, case: StoredCase, start: Shape, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `compute` makes of the block around the patch at `start`, without a copy of that block."""
+        depth, height, width = (int(size) for size in drawn[PATCH])
+        shape = self.source_shape(drawn, (depth, height, width))
+        z, y, x = (
+            corner - (wide - int(size)) // 2
+            for corner, wide, size in zip(start, shape, drawn[PATCH], strict=True)
+        )
+        voxels = case.image.fetched((z, y, x), shape)
+        if voxels.dtype == np.float16:
+            voxels = voxels.view(np.uint16)
+        maps = [volume.fetched((z, y, x), shape)[0] for volume in case.label_volumes()]
+        image, moved = self._resample(voxels, maps, start, drawn)
+        if case.label is None:
+            moved = np.concatenate([np.full((1, *moved.shape[1:]), OUTSIDE_LABEL, np.int16), moved])
+        return image, moved
+
+    def _resample(
+        self, voxels: np.ndarray, maps: Sequence[np.ndarray], start: Shape, drawn: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The patch whose unturned corner is `start` in `voxels` (C, D, H, W) and `maps` (D, H, W)."""
+        depth, height, width = (int(size) for size in drawn[PATCH])
         matrix = drawn[MATRIX].reshape(3, 3)
-        middle = (np.array(image.shape[1:]) - 1) / 2
-        origin = (middle - matrix.astype(np.float64) @ (drawn[PATCH] - 1) / 2).astype(np.float32)
-        warped = np.empty((image.shape[0], depth, height, width), np.float32)
-        warp_image(image, warped, matrix, origin)
-        moved = np.empty((label.shape[0], depth, height, width), np.int16)
+        middle = (drawn[PATCH].astype(np.float64) - 1) / 2
+        turned = matrix.astype(np.float64)
+        # Counted from a corner that no position lies below, in single precision like the kernels.
+        lowest = np.floor(middle + start - np.abs(turned) @ middle - ROUNDING).astype(np.int64)
+        origin = (middle + start - lowest - turned @ middle).astype(np.float32)
+        image = np.empty((voxels.shape[0], depth, height, width), np.float32)
+        warp_image(voxels, image, matrix, origin, lowest)
+        label = np.empty((len(maps), depth, height, width), np.int16)
         warp_one = warp_label_nearest if self.nearest else warp_label
-        for source, target in zip(label, moved, strict=True):
-            warp_one(source, target, matrix, origin)
-        return warped, moved
+        for source, target in zip(maps, label, strict=True):
+            warp_one(source, target, matrix, origin, lowest)
+        return image, label
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

@@ -15,6 +15,7 @@ SLICE = DrawContext(patch=(1, 20, 18), num_channels=2)
 LONG = DrawContext(patch=(1, 40, 18), num_channels=1)
 PART = RotateScale(largest_label=2)
 NUMBER = 10_000
+ORIGIN = np.zeros(3, np.int64)
 
 
 def matrices(values: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ def test_bricks_are_uniform_exactly_where_no_neighbour_differs() -> None:
     label = np.zeros((30, 17, 20), np.int16)
     label[16:, 8:, :] = 3
     label[5, 5, 5] = 1
-    bricks = uniform_bricks(label)
+    bricks = uniform_bricks(label, np.zeros(3, np.int64), np.array(label.shape))
     assert bricks.shape == (4, 3, 3)
     for i, j, k in np.ndindex(bricks.shape):
         own = label[8 * i : 8 * i + 9, 8 * j : 8 * j + 9, 8 * k : 8 * k + 9]
@@ -196,7 +197,7 @@ def test_bricks_are_uniform_exactly_where_no_neighbour_differs() -> None:
 
 def test_ties_go_to_the_nearest_voxel() -> None:
     cell = np.array([[[5, 2], [5, 2]], [[5, 2], [5, 2]]], np.int16)
-    assert vote_at(cell, 0.2, 0.2, 0.499) == 5
-    assert vote_at(cell, 0.2, 0.2, 0.501) == 2
+    assert vote_at(cell, 0.2, 0.2, 0.499, ORIGIN) == 5
+    assert vote_at(cell, 0.2, 0.2, 0.501, ORIGIN) == 2
     odd = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], np.int16)
-    assert vote_at(odd, 0.9, 0.1, 0.9) == 6
+    assert vote_at(odd, 0.9, 0.1, 0.9, ORIGIN) == 6

@@ -17,7 +17,7 @@ from utils.contracts import Shape
 @final
 @dataclass(eq=False)
 class ReadMeter:
-    """Counts what blocks are cut from the volumes of a source, and the time that takes."""
+    """Counts what blocks are cut from the volumes of a source, and the time that copying them takes."""
 
     cases: OpenCases
     bytes: int = 0
@@ -55,17 +55,26 @@ class MeteredVolume:
         """The volume's block as float32."""
         return self._count(start, shape, lambda: self.volume.single_precision_block(start, shape))
 
+    def fetched(self, start: Shape, shape: Shape) -> np.ndarray:
+        """The volume's voxels; whoever asked reads the block from them, and that time is its own."""
+        self.meter.bytes += self._bytes(start, shape)
+        return self.volume.fetched(start, shape)
+
     def _count(self, start: Shape, shape: Shape, read: Callable[[], np.ndarray]) -> np.ndarray:
         started = time.perf_counter()
         block = read()
         self.meter.seconds += time.perf_counter() - started
+        self.meter.bytes += self._bytes(start, shape)
+        return block
+
+    def _bytes(self, start: Shape, shape: Shape) -> int:
+        """Stored bytes of the part of a block that lies in the volume."""
         channels, *limits = self.voxels.shape
         inside = [
             max(min(low + size, limit) - max(low, 0), 0)
             for low, size, limit in zip(start, shape, limits, strict=True)
         ]
-        self.meter.bytes += channels * int(np.prod(inside)) * self.voxels.dtype.itemsize
-        return block
+        return channels * int(np.prod(inside)) * self.voxels.dtype.itemsize
 
 
 def metered(source: WindowSource) -> ReadMeter:

@@ -1,7 +1,8 @@
 """What one patch costs on one core, row by row: drawing, reading, every augmentation, the hand-over.
 
 Each part is timed on blocks of the folder's own volumes, as large as its draws need. Of the draws those that
-change something are timed, so that probability x cost is what the part adds to a mean patch.
+change something are timed, so that probability x cost is what the part adds to a mean patch. A part that
+reads the volumes itself contains its reading; the row `read` is then what is left of it in a mean patch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
@@ -26,6 +27,7 @@ from utils.seeding import seed_for
 from utils.timing import waiter
 
 if TYPE_CHECKING:
+    from data_loading.readers import StoredCase
     from scripts.benchmark_loader import LoaderWork
 
 DRAWS = 1000  # from which a part's probability is taken
@@ -40,11 +42,14 @@ Arrays = tuple[np.ndarray, ...]
 @final
 @dataclass(frozen=True, eq=False)
 class Replayed(Augmentation):
-    """A part whose draws are given, one after the other, and again from the first."""
+    """A part whose draws are given, one after the other, and again from the first; its reading is timed."""
 
     name: ClassVar[str] = "replayed"
+    has_twin: ClassVar[bool] = True
+    reads: ClassVar[bool] = True
     part: Augmentation
     drawn: Iterator[np.ndarray]
+    laps_s: list[float] = field(default_factory=list)  # of `read`
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
         """The next vector of the list."""
@@ -57,6 +62,13 @@ class Replayed(Augmentation):
     def apply(self, image: Any, label: Any, drawn: Any) -> tuple[Any, Any]:
         """What the part does."""
         return self.part.apply(image, label, drawn)
+
+    def read(self, case: StoredCase, start: Shape, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the part reads."""
+        started = time.perf_counter()
+        changed = self.part.read(case, start, drawn)
+        self.laps_s.append(time.perf_counter() - started)
+        return changed
 
 
 @final
@@ -90,6 +102,8 @@ def operator_costs(work: LoaderWork) -> OperatorCosts:
     empty_ms = median(empty.lap_ms() for _ in range(ROUNDS))
 
     def on_host(part: Augmentation, drawn: Sequence[np.ndarray]) -> float:
+        if part.reads and part is work.recipe[0]:
+            return _reading_ms(work, part, drawn)
         return _host_ms(part, _replayed(work, part, drawn))
 
     def in_graph(part: Augmentation, drawn: Sequence[np.ndarray]) -> float:
@@ -110,7 +124,7 @@ def operator_costs(work: LoaderWork) -> OperatorCosts:
 
 def always(part: Augmentation) -> Augmentation | None:
     """The part with every probability at 1; None if it has none."""
-    names = [field.name for field in fields(part) if field.name.endswith("probability")]
+    names = [one.name for one in fields(part) if one.name.endswith("probability")]
     changed: Any = dict.fromkeys(names, 1.0)
     return replace(part, **changed) if names else None
 
@@ -184,6 +198,17 @@ def _host_ms(part: Augmentation, samples: Sequence[Arrays]) -> float:
             laps.append(time.perf_counter() - started)
         costs.append(median(laps[-ROUNDS:]))
     return mean(costs) * MS_PER_S
+
+
+def _reading_ms(work: LoaderWork, part: Augmentation, drawn: Sequence[np.ndarray]) -> float:
+    """A part that takes its voxels from the volumes itself: its cost holds the reading."""
+    replayed = Replayed(part, itertools.cycle(drawn))
+    source = work.source((replayed,), on_host=True)
+    for _ in range(1 + ROUNDS):
+        for number in range(len(drawn)):
+            source.make(number)
+    laps = np.reshape(replayed.laps_s, (1 + ROUNDS, len(drawn)))
+    return float(np.median(laps[1:], axis=0).mean()) * MS_PER_S
 
 
 def _targets_ms(work: LoaderWork) -> float:

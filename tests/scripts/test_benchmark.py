@@ -121,6 +121,8 @@ def test_a_block_counts_its_voxels_inside_the_volume(tmp_path: Path) -> None:
     assert meter.bytes == 2 * 2 * 2 * 2 * 2 * 2
     volume.block((9, 0, 0), (2, 2, 2), fill=0.0)  # nothing lies inside
     assert meter.bytes == 2 * 2 * 2 * 2 * 2 * 2
+    volume.fetched((0, 0, 0), (4, 5, 1))
+    assert meter.bytes == 2 * 2 * 2 * 2 * 2 * 2 + 2 * 4 * 5 * 2
 
 
 def test_pages_of_a_window_are_those_that_hold_a_byte_of_it() -> None:

@@ -12,13 +12,12 @@ import numpy as np
 from data_loading.headers import ArrayHeader, read_header
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase, Shape
 from utils.errors import DatasetError
-from utils.prepared_folder import FOREGROUND, IMAGE, LABEL, case_file, record_file
+from utils.prepared_folder import FOREGROUND, IMAGE, LABEL, PRIOR, case_file, record_file
 from utils.storage import read_array
 
 Checked = TypeVar("Checked")
 
 READABLE_IMAGE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
-PRIOR = "_prior.npy"  # the previous stage's label map of a case
 SHOWN = 30  # faults told one by one
 PLAN_REMEDY = "The plan and this folder do not belong together: run preprocess.py again for it."
 

@@ -47,7 +47,8 @@ def training_graph(source: WindowSource, settings: GraphSettings) -> Pipeline:
     num_maps = len(targets.shapes) if finished else 1
     float_type, num_drawn = DALIDataType.FLOAT, len(recipe)
     kinds = [image_type, DALIDataType.INT64, float_type]
-    kinds += [DALIDataType.INT16] * num_maps + [float_type] * num_drawn
+    label_type = DALIDataType.UINT8 if finished and targets.regions else DALIDataType.INT16
+    kinds += [label_type] * num_maps + [float_type] * num_drawn
 
     @pipeline_def(enable_conditionals=True)
     def graph():  # noqa: ANN202 - DALI reads the source of this function and calls it

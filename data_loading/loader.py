@@ -118,6 +118,7 @@ class TrainingLoader:
             "balanced_classes": _short_hash(repr(rule.case_limits)) if rule.case_limits else None,
             "volumes_per_batch": rule.num_volumes,
             "seed": rule.seed,
+            "prior_labels": self.targets.prior_labels,
             "augmentations": [repr(part) for part in self.recipe],
         }
 

@@ -11,6 +11,7 @@ import numpy as np
 from data_loading.augmentations.base import Augmentation, DrawContext
 from data_loading.catalogue import Entry
 from data_loading.patches import SamplingRule, Window, draw_window, generator_for, stream_index
+from data_loading.prior_changes import damage_prior, draw_damage
 from data_loading.readers import OpenCases, StoredCase, open_case
 from data_loading.targets import TargetRule, targets_on_host
 from data_loading.workers import AheadOfUse
@@ -92,7 +93,8 @@ class WindowSource:
         case = self.cases[window.entry]
         context = DrawContext(patch=rule.patch, num_channels=case.image.voxels.shape[0])
         drawn = [part.draw(random, context) for part in self.recipe]
-        image, label = self._voxels(case, window, drawn)
+        damage = self._draw_damage(random)
+        image, label = self._voxels(case, window, drawn, damage)
         labels = [label]
         if self.is_finished:
             image, labels = targets_on_host(image, label, self.targets)
@@ -105,17 +107,25 @@ class WindowSource:
             *drawn[self.num_on_host :],
         )
 
+    def _draw_damage(self, random: np.random.Generator) -> np.ndarray:
+        """How the previous stage's labels change; a recipe of nothing leaves them as they are, too."""
+        if self.recipe and self.targets.prior_labels:
+            return draw_damage(random, self.targets.prior_labels)
+        return np.zeros(1, np.float32)
+
     def _voxels(
-        self, case: StoredCase, window: Window, drawn: Sequence[np.ndarray]
+        self, case: StoredCase, window: Window, drawn: Sequence[np.ndarray], damage: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image and label maps of a sample, as far as the host augments them."""
         start, shape = self._block(window, drawn)
         on_host = list(zip(self.recipe, drawn, strict=True))[: self.num_on_host]
-        if on_host and on_host[0][0].reads and on_host[0][1][0]:
+        if on_host and on_host[0][0].reads and on_host[0][1][0] and not damage[0]:
             (first, values), *on_host = on_host
             image, label = first.read(case, window.start, values)
         else:
             label = case.label_block(start, shape)
+            if damage[0]:
+                label[1:] = damage_prior(label[1:], damage, self.rule.patch)
             if self.num_on_host or self.is_finished:
                 image = case.image.single_precision_block(start, shape)
             else:

@@ -166,9 +166,11 @@ class PreprocessedCase:
 class Batch:
     """What the loader hands to the model; already on the model's device.
 
-    image (B, C, D, H, W) float32; each label (B, 1, D_i, H_i, W_i); class_target (B,) int64 with
-    NO_CLASS where it is unknown; case_weights (B,) float32, 0 for a padded copy; mask_weights (B,) float32,
-    the same but 0 for a case without a mask too: what a label map counts in a loss.
+    image (B, C, D, H, W) float32: the plan's channels, then one per label of the previous stage. Each label
+    (B, 1, D_i, H_i, W_i) int16; with R regions (B, R, D_i, H_i, W_i) uint8, one binary channel each, and with
+    an ignore label one more, the last, that marks it. class_target (B,) int64 with NO_CLASS where it is
+    unknown; case_weights (B,) float32, 0 for a padded copy; mask_weights (B,) float32, the same but 0 for a
+    case without a mask too: what a label map counts in a loss.
     """
 
     image: Tensor

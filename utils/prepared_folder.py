@@ -10,7 +10,8 @@ from utils.errors import DatasetError
 from utils.storage import read_record, write_json
 
 IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META = "_x.npy", "_y.npy", "_fg.npy", "_orig_lbl.npy", "_meta.npy"
-CASE_FILES = (IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META)
+PRIOR = "_prior.npy"  # a previous stage's label map, the input of the next
+CASE_FILES = (IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META, PRIOR)
 PLAN, FINGERPRINT, DATASET, MANIFEST = "plan.json", "fingerprint.json", "dataset.json", "manifest.json"
 SPLITS = "splits_final.json"
 RESERVED_IDS = frozenset(

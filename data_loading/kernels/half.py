@@ -33,7 +33,8 @@ def copy_halves(
     for channel in range(source.shape[0]):
         for depth in range(size[0]):
             for height in range(size[1]):
-                read = source[channel, lower[0] + depth, lower[1] + height]
-                write = target[channel, offset[0] + depth, offset[1] + height]
-                for width in range(size[2]):
-                    write[offset[2] + width] = half_to_float(read[lower[2] + width])  # pyright: ignore[reportCallIssue]
+                read = source[channel, lower[0] + depth, lower[1] + height, lower[2] : lower[2] + size[2]]
+                row = target[channel, offset[0] + depth, offset[1] + height]
+                write = row[offset[2] : offset[2] + size[2]]
+                for width in range(read.size):
+                    write[width] = half_to_float(read[width])  # pyright: ignore[reportCallIssue]

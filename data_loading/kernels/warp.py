@@ -25,7 +25,7 @@ def _number(stored):
 @overload(_number, inline="always")
 def _compile_number(stored):
     if stored == numba.types.uint16:
-        return lambda stored: half_to_float(stored)
+        return lambda stored: half_to_float(stored)  # pyright: ignore[reportCallIssue]
     return lambda stored: stored
 
 
@@ -51,7 +51,10 @@ def _steps_between(start: Any, step: Any, low: Any, high: Any, steps: int) -> An
 def _row(
     origin: np.ndarray, matrix: np.ndarray, size: np.ndarray, margin: Any, place: tuple[int, int, int]
 ) -> Any:
-    """The x of one row whose positions have all neighbours inside; `margin` voxels more with margin > 0."""
+    """First and end of the x in a row whose positions lie inside, or at most `margin` outside.
+
+    Both are the end of the row where none does.
+    """
     z, y, steps = place
     first, last = 0, steps
     for axis in range(3):
@@ -59,7 +62,34 @@ def _row(
         low, high = size[axis, 0] - margin, size[axis, 1] + margin
         begin, end = _steps_between(start, matrix[axis, 2], low, high, steps)
         first, last = max(first, begin), min(last, end)
-    return first, max(last, first)
+    return (first, last) if first < last else (steps, steps)
+
+
+@compiled
+def _inside(shape: tuple[int, int, int], base: np.ndarray) -> np.ndarray:
+    """(3, 2) float32: first position and end, counted from `base`, that have all neighbours in the volume."""
+    limits = np.empty((3, 2), np.float32)
+    for axis in range(3):
+        limits[axis, 0] = -base[axis]
+        limits[axis, 1] = shape[axis] - 1 - base[axis]
+    return limits
+
+
+@compiled
+def _lies_inside(
+    shape: tuple[int, int, int], matrix: np.ndarray, origin: np.ndarray, limits: np.ndarray
+) -> bool:
+    """Whether every position of a target does, with a little to spare: then no row needs a look."""
+    spare = F(1e-3)
+    for axis in range(3):
+        low = high = origin[axis]
+        for other in range(3):
+            step = matrix[axis, other] * F(shape[other] - 1)
+            low += min(step, F(0))
+            high += max(step, F(0))
+        if low < limits[axis, 0] + spare or high > limits[axis, 1] - spare:
+            return False
+    return True
 
 
 @compiled
@@ -75,10 +105,8 @@ def warp_image(
     channels, depth, height, width = target.shape
     columns = source.shape[3]
     area = source.shape[2] * columns
-    inside = np.empty((3, 2), np.float32)
-    for axis in range(3):
-        inside[axis, 0] = -base[axis]
-        inside[axis, 1] = source.shape[1 + axis] - 1 - base[axis]
+    inside = _inside(source.shape[1:], base)
+    is_whole = _lies_inside(target.shape[1:], matrix, origin, inside)
     corner = base[0] * area + base[1] * columns + base[2]
     dz, dy, dx = matrix[0, 2], matrix[1, 2], matrix[2, 2]
     for channel in range(channels):
@@ -89,10 +117,12 @@ def warp_image(
                 oy = origin[1] + matrix[1, 0] * F(z) + matrix[1, 1] * F(y)
                 ox = origin[2] + matrix[2, 0] * F(z) + matrix[2, 1] * F(y)
                 out = target[channel, z, y]
-                touch, leave = _row(origin, matrix, inside, F(1), (z, y, width))
-                first, last = _row(origin, matrix, inside, F(0), (z, y, width))
-                if first == last:
-                    first = last = leave
+                touch, leave = 0, width
+                first, last = 0, width
+                if not is_whole:
+                    touch, leave = _row(origin, matrix, inside, F(1), (z, y, width))
+                    first, last = _row(origin, matrix, inside, F(0), (z, y, width))
+                    first, last = min(first, leave), min(last, leave)
                 out[:touch] = F(0)
                 out[leave:] = F(0)
                 for x in range(touch, first):
@@ -193,15 +223,15 @@ def warp_label(
     depth, height, width = target.shape
     area, columns = source.shape[1] * source.shape[2], source.shape[2]
     voxels = source.reshape(-1)
-    lower, upper, inside = np.empty(3, np.int64), np.empty(3, np.int64), np.empty((3, 2), np.float32)
+    inside, cell = _inside(source.shape, base), np.empty((2, 8), np.float32)
+    is_whole = _lies_inside(target.shape, matrix, origin, inside)
+    lower, upper = np.empty(3, np.int64), np.empty(3, np.int64)
     for axis in range(3):
         reach = origin[axis]
         for other in range(3):
             reach += max(matrix[axis, other], F(0)) * F(target.shape[other] - 1)
         lower[axis] = min(max(base[axis], 0), source.shape[axis])
         upper[axis] = max(min(base[axis] + int(reach) + 2, source.shape[axis]), lower[axis])
-        inside[axis, 0] = -base[axis]
-        inside[axis, 1] = source.shape[axis] - 1 - base[axis]
     bricks = uniform_bricks(source, lower, upper)
     labels = bricks.reshape(-1)
     brick_columns, brick_area = bricks.shape[2], bricks.shape[1] * bricks.shape[2]
@@ -214,11 +244,18 @@ def warp_label(
             oy = origin[1] + matrix[1, 0] * F(z) + matrix[1, 1] * F(y)
             ox = origin[2] + matrix[2, 0] * F(z) + matrix[2, 1] * F(y)
             out = target[z, y]
-            first, last = _row(origin, matrix, inside, F(0), (z, y, width))
-            for x in range(first):
-                out[x] = vote_at(source, oz + dz * F(x), oy + dy * F(x), ox + dx * F(x), base)
-            for x in range(last, width):
-                out[x] = vote_at(source, oz + dz * F(x), oy + dy * F(x), ox + dx * F(x), base)
+            touch, leave = 0, width
+            first, last = 0, width
+            if not is_whole:
+                touch, leave = _row(origin, matrix, inside, F(1), (z, y, width))
+                first, last = _row(origin, matrix, inside, F(0), (z, y, width))
+                first, last = min(first, leave), min(last, leave)
+            out[:touch] = OUTSIDE
+            out[leave:] = OUTSIDE
+            for x in range(touch, first):
+                out[x] = vote_at(source, (oz + dz * F(x), oy + dy * F(x), ox + dx * F(x)), base, cell)
+            for x in range(last, leave):
+                out[x] = vote_at(source, (oz + dz * F(x), oy + dy * F(x), ox + dx * F(x)), base, cell)
             for x in range(first, last):
                 iz, iy, ix = np.int32(oz + dz * F(x)), np.int32(oy + dy * F(x)), np.int32(ox + dx * F(x))
                 brick = ((iz + shift[0]) >> 3) * brick_area + ((iy + shift[1]) >> 3) * brick_columns
@@ -230,7 +267,7 @@ def warp_label(
                     if _neighbours_agree(voxels, low, np.uint64(columns), np.uint64(area)):
                         out[x] = voxels[low]
                     else:
-                        out[x] = vote_at(source, pz, py, px, base)
+                        out[x] = vote_at(source, (pz, py, px), base, cell)
 
 
 @compiled
@@ -252,26 +289,42 @@ def _label_or_outside(volume: np.ndarray, z: int, y: int, x: int) -> Any:
 
 
 @compiled
-def vote_at(volume: np.ndarray, pz: Any, py: Any, px: Any, base: np.ndarray) -> Any:
-    """The label of (D, H, W) int16 with the largest trilinear share at a position; ties go to the nearest."""
+def vote_at(volume: np.ndarray, position: tuple[Any, Any, Any], base: np.ndarray, cell: np.ndarray) -> Any:
+    """The label of (D, H, W) int16 with the largest trilinear share at a position; ties go to the nearest.
+
+    `cell` is (2, 8) float32 to work in: labels of the eight neighbours, and their weights.
+    """
+    pz, py, px = position
     iz, iy, ix = int(np.floor(pz)), int(np.floor(py)), int(np.floor(px))
     fz, fy, fx = pz - F(iz), py - F(iy), px - F(ix)
     iz, iy, ix = iz + base[0], iy + base[1], ix + base[2]
     if not (-1 <= iz < volume.shape[0] and -1 <= iy < volume.shape[1] and -1 <= ix < volume.shape[2]):
         return OUTSIDE
-    best_share, winner, best_single = F(-1.0), OUTSIDE, F(-1.0)
+    labels, weights = cell[0], cell[1]
+    nearest = 0
     for one in range(8):
         z, y, x = one >> 2, (one >> 1) & 1, one & 1
-        label = _label_or_outside(volume, iz + z, iy + y, ix + x)
-        single = (fz if z else F(1) - fz) * (fy if y else F(1) - fy) * (fx if x else F(1) - fx)
-        share = F(0.0)
-        for other in range(8):
-            z, y, x = other >> 2, (other >> 1) & 1, other & 1
-            if _label_or_outside(volume, iz + z, iy + y, ix + x) == label:
-                share += (fz if z else F(1) - fz) * (fy if y else F(1) - fy) * (fx if x else F(1) - fx)
-        if share > best_share + TIE or (share > best_share - TIE and single > best_single):
-            best_share, winner, best_single = max(share, best_share), label, single
-    return winner
+        labels[one] = _label_or_outside(volume, iz + z, iy + y, ix + x)
+        weights[one] = (fz if z else F(1) - fz) * (fy if y else F(1) - fy) * (fx if x else F(1) - fx)
+        if weights[one] > weights[nearest]:
+            nearest = one
+    share = _share(labels, weights, labels[nearest])
+    winner = labels[nearest]
+    if share > F(0.5) + TIE:
+        return np.int16(winner)
+    for one in range(8):
+        own = _share(labels, weights, labels[one])
+        if own > share + TIE:
+            share, winner = own, labels[one]
+    return np.int16(winner)
+
+
+@compiled
+def _share(labels: np.ndarray, weights: np.ndarray, label: Any) -> Any:
+    total = F(0)
+    for one in range(8):
+        total += weights[one] if labels[one] == label else F(0)
+    return total
 
 
 @compiled

@@ -1,5 +1,7 @@
 """Rotation and scaling: rates and ranges, SciPy's voxels, and image and label that move as one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -7,7 +9,9 @@ from scipy import ndimage
 from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.rotate_scale import RotateScale
 from data_loading.kernels.warp import MIXED, uniform_bricks, vote_at
+from data_loading.readers import StoredCase, open_volume
 from tests.data_loading.augmentation_tools import always, draws, in_graph, on_host, random_block
+from utils.storage import write_array
 
 SOLID = DrawContext(patch=(16, 20, 18), num_channels=2)
 SLAB = DrawContext(patch=(4, 20, 18), num_channels=2)
@@ -195,9 +199,60 @@ def test_bricks_are_uniform_exactly_where_no_neighbour_differs() -> None:
             assert len(np.unique(label[8 * i : 8 * i + 16, 8 * j : 8 * j + 16, 8 * k : 8 * k + 16])) > 1
 
 
+def position(depth: float, height: float, width: float) -> tuple[np.float32, ...]:
+    return np.float32(depth), np.float32(height), np.float32(width)
+
+
 def test_ties_go_to_the_nearest_voxel() -> None:
+    scratch = np.empty((2, 8), np.float32)
     cell = np.array([[[5, 2], [5, 2]], [[5, 2], [5, 2]]], np.int16)
-    assert vote_at(cell, 0.2, 0.2, 0.499, ORIGIN) == 5
-    assert vote_at(cell, 0.2, 0.2, 0.501, ORIGIN) == 2
+    assert vote_at(cell, position(0.2, 0.2, 0.499), ORIGIN, scratch) == 5
+    assert vote_at(cell, position(0.2, 0.2, 0.501), ORIGIN, scratch) == 2
     odd = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], np.int16)
-    assert vote_at(odd, 0.9, 0.1, 0.9, ORIGIN) == 6
+    assert vote_at(odd, position(0.9, 0.1, 0.9), ORIGIN, scratch) == 6
+
+
+# --- straight from the stored volume -----------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float32", "float16"])
+def stored_case(request: pytest.FixtureRequest, tmp_path: Path) -> StoredCase:
+    image, label = random_block((30, 34, 32), 2, seed=5)
+    write_array(tmp_path / "a_x.npy", image.astype(request.param))
+    write_array(tmp_path / "a_y.npy", label)
+    volumes = [open_volume(tmp_path / name, in_memory=False) for name in ("a_x.npy", "a_y.npy")]
+    return StoredCase(image=volumes[0], label=volumes[1], prior=None)
+
+
+STARTS = [
+    *[(7, 7, 7), (0, 0, 0), (14, 14, 14), (-6, 9, 20)],
+    *[(25, -10, 3), (-9, -12, -11), (200, 0, 0), (0, 0, -90)],
+]
+
+
+@pytest.mark.parametrize("context", [SOLID, SLAB, SLICE], ids=["solid", "slab", "slice"])
+@pytest.mark.parametrize("part", [PART, RotateScale(nearest=True)], ids=["linear", "nearest"])
+def test_reading_is_the_same_as_computing_from_a_block(
+    stored_case: StoredCase, context: DrawContext, part: RotateScale
+) -> None:
+    """Windows inside, hanging over every border, and beside the volume."""
+    drawn = draws(always(part), 6 * len(STARTS), context)
+    for place, one in enumerate(drawn):
+        start = STARTS[place % len(STARTS)]
+        wide = part.source_shape(one, context.patch)
+        z, y, x = (s - (w - p) // 2 for s, w, p in zip(start, wide, context.patch, strict=True))
+        block = stored_case.image.single_precision_block((z, y, x), wide)
+        image, label = part.compute(block, stored_case.label_block((z, y, x), wide), one)
+        read, read_label = part.read(stored_case, start, one)
+        assert (read.shape, read_label.shape) == ((2, *context.patch), (1, *context.patch))
+        np.testing.assert_allclose(read, image, atol=1e-3)
+        assert (read_label != label).mean() < 0.002  # a share of half a voxel may round either way
+
+
+def test_reading_a_case_without_a_mask_says_outside_everywhere(stored_case: StoredCase) -> None:
+    maskless = StoredCase(image=stored_case.image, label=None, prior=stored_case.label)
+    one = draws(always(PART), 1, SOLID)[0]
+    _, maps = PART.read(maskless, (7, 7, 7), one)
+    assert maps.shape == (2, *SOLID.patch)
+    assert (maps[0] == -1).all()
+    np.testing.assert_array_equal(maps[1], PART.read(stored_case, (7, 7, 7), one)[1][0])

@@ -60,7 +60,9 @@ def training_graph(source: WindowSource, settings: GraphSettings) -> Pipeline:
             ndim=[4, 1, 1, *[4] * num_maps, *[1] * num_drawn],
             layout=["CDHW", "", "", *["CDHW"] * num_maps, *[""] * num_drawn],
         )
-        image = fn.cast(_on_device(image, settings), dtype=float_type)
+        image = _on_device(image, settings)
+        if image_type != float_type:
+            image = fn.cast(image, dtype=float_type)
         labels = [_on_device(label, settings) for label in others[:num_maps]]
         if not finished:
             label = labels[0]

@@ -55,8 +55,11 @@ def target_rule(plan: Plan, shapes: Sequence[Shape]) -> TargetRule:
 def targets_on_host(
     image: np.ndarray, label: np.ndarray, rule: TargetRule
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Image (C, D, H, W) and label maps (L, D, H, W) -> the network's image and one target per resolution."""
-    fine = np.maximum(label[:1], 0)
+    """Image (C, D, H, W) and label maps (L, D, H, W) -> the network's image and one target per resolution.
+
+    The label maps are the caller's own, and may be changed.
+    """
+    fine = np.maximum(label[:1], 0, out=label[:1])
     shrunk = [_shrunk(fine, shape) for shape in rule.shapes]
     if rule.channels:
         shrunk = [_members(level[0], rule.channels) for level in shrunk]
@@ -88,9 +91,13 @@ def _members(label: np.ndarray, channels: Sequence[tuple[int, ...]]) -> np.ndarr
 def _shrunk(label: np.ndarray, shape: Shape) -> np.ndarray:
     """Nearest neighbour with pixel centres aligned."""
     for axis, size in enumerate(shape, start=1):
-        if (given := label.shape[axis]) != size:
-            label = label.take((2 * np.arange(size) + 1) * given // (2 * size), axis=axis)
-    return label
+        step, rest = divmod(label.shape[axis], size)
+        if rest:
+            places = (2 * np.arange(size) + 1) * label.shape[axis] // (2 * size)
+            label = label.take(places, axis=axis)
+        elif step > 1:  # every step-th voxel: a view, copied once at the end
+            label = label[(slice(None),) * axis + (slice(step // 2, None, step),)]
+    return np.ascontiguousarray(label)
 
 
 def targets_in_graph(image: DataNode, label: DataNode, rule: TargetRule) -> tuple[DataNode, list[Any]]:

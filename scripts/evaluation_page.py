@@ -113,10 +113,25 @@ def draw_extremes(
 
 
 def print_result(
-    segmentation: SegmentationSummary, classification: ClassificationSummary | None, report: Path
+    segmentation: SegmentationSummary | None, classification: ClassificationSummary | None, report: Path
 ) -> None:
     """The result on standard output, and where the report is."""
     console = Console()
+    if segmentation:
+        console.print(_dice_table(segmentation))
+    if classification:
+        best = classification.best_baseline
+        console.print(
+            f"macro-F1 {classification.macro_f1:.3f} ({interval_text(classification.intervals.macro_f1)}), "
+            f"always {best.class_name!r} {best.macro_f1:.3f}; "
+            f"AUROC {number_text(classification.auroc.value)}; "
+            f"accuracy {classification.accuracy:.3f}",
+            markup=False,
+        )
+    console.print(f"Report: {report}", markup=False, soft_wrap=True)
+
+
+def _dice_table(segmentation: SegmentationSummary) -> Table:
     table = Table("label", title=f"Dice over {len(segmentation.cases)} cases")
     for column in ("cases", "mean", "95 % interval", "median", "lowest"):
         table.add_column(column, justify="right")
@@ -134,17 +149,7 @@ def print_result(
             median,
             lowest,
         )
-    console.print(table)
-    if classification:
-        best = classification.best_baseline
-        console.print(
-            f"macro-F1 {classification.macro_f1:.3f} ({interval_text(classification.intervals.macro_f1)}), "
-            f"always {best.class_name!r} {best.macro_f1:.3f}; "
-            f"AUROC {number_text(classification.auroc.value)}; "
-            f"accuracy {classification.accuracy:.3f}",
-            markup=False,
-        )
-    console.print(f"Report: {report}", markup=False, soft_wrap=True)
+    return table
 
 
 def _volume_auroc(

@@ -48,8 +48,7 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     run.refuse_training_cases([case.case_id for case in fold.validation])
     refuse_other_preparation(plan, fold.plan, fold.folder)
     masks = options.results / FOLDER
-    overlaps: list[CaseOverlap] = []
-    rows: list[PredictionRow] = []
+    overlaps, rows = list[CaseOverlap](), list[PredictionRow]()
     for answer in predict_prepared(run, fold.validation):
         write_mask(masks, answer)
         spacing_mm = answer.case.footprint.native_spacing_mm
@@ -60,10 +59,10 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         if overlap := score_answer(answer, plan, masks):
             overlaps.append(overlap)
     write_predictions_table(masks / PREDICTIONS_FILE, rows, plan)
-
     patients = {case.case_id: case.patient_id for case in fold.validation}
     groups = tuple(patients[overlap.case_id] for overlap in overlaps)
-    segmentation = summarise_segmentation(overlaps, resampling=Resampling(seed=options.seed, groups=groups))
+    resampling = Resampling(seed=options.seed, groups=groups)
+    segmentation = summarise_segmentation(overlaps, resampling=resampling) if overlaps else None
     classes = score_classes(
         fold.validation,
         [row.class_probs for row in rows],
@@ -76,7 +75,8 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     metrics = _metrics(segmentation, classes, volume_auc)
     metrics |= {"checkpoint": str(checkpoint), "seconds": round(time.perf_counter() - started, 3)}
     write_json(options.results / METRICS_FILE, metrics)
-    run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
+    if segmentation:
+        run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
 
     page = ReportPage(
         title=f"Validation of {plan.dataset}, fold {options.fold}",
@@ -118,10 +118,16 @@ def _facts(options: RunOptions, fold: FoldCases, checkpoint: Path) -> tuple[Fact
 
 
 def _metrics(
-    segmentation: SegmentationSummary,
+    segmentation: SegmentationSummary | None,
     classes: ClassificationSummary | None,
     volume_auc: AreaUnderCurve | None,
 ) -> dict[str, Any]:
+    of_classes = {
+        "classification": None if classes is None else classes.to_json(),
+        "auroc_of_predicted_volume": None if volume_auc is None else volume_auc.value,
+    }
+    if segmentation is None:  # no held-out case has a mask
+        return {"num_cases": 0, "dsc_mean": None, "structures": {}} | of_classes
     structures = {
         item.name: {
             "dsc_mean": item.mean_dice,
@@ -134,6 +140,4 @@ def _metrics(
         "num_cases": len(segmentation.cases),
         "dsc_mean": segmentation.foreground_mean_dice,
         "structures": structures,
-        "classification": None if classes is None else classes.to_json(),
-        "auroc_of_predicted_volume": None if volume_auc is None else volume_auc.value,
-    }
+    } | of_classes

@@ -49,7 +49,6 @@ def run(options: RunOptions) -> Path:
     fold = assemble.read_fold(options)
     architecture = assemble.architecture_of(options.network, fold.plan)
     shard = assemble.shard_of(options, machine)
-
     loader = assemble.build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = assemble.build_volume_loader(fold, shard)
     network = MultiTaskUNet(fold.plan, architecture)
@@ -62,6 +61,8 @@ def run(options: RunOptions) -> Path:
         f"patch {'x'.join(map(str, fold.plan.patch))}, batch {loader.rule.batch_size}, "
         f"{len(loader)} steps per epoch, {millions:.2f} M parameters. Results: {options.results}"
     )
+
+    say(f"{assemble.residency_of(options, loader.entries)}.")
 
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))

@@ -11,7 +11,8 @@ from nvidia.dali import fn
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from data_loading.augmentations.base import Augmentation, DrawContext, happens
-from data_loading.kernels.warp import warp_image, warp_label, warp_label_nearest
+from data_loading.kernels.warp import warp_image
+from data_loading.kernels.warp_label import warp_label, warp_label_nearest
 from utils.contracts import OUTSIDE_LABEL, Plan, Shape
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ class MultiTaskLoss(nn.Module):
     """Dice + cross-entropy at every resolution, plus the weighted cross-entropy of the class.
 
     `class_weights` (K,) balance the classes. A patch without a voxel of the lesion (the last label) cannot
-    show the class: its class loss weighs `lesion_free_weight`.
+    show the class: its class loss weighs `lesion_free_weight`. Of a case without a mask nobody knows: 1.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class MultiTaskLoss(nn.Module):
                 )
             ]
         ).sum()
-        classification = self._class_loss(output, batch, weights)
+        classification = self._class_loss(output, batch, weights, has_mask=mask_weights > 0)
         return LossTerms(
             total=segmentation + self.class_loss_weight * classification,
             segmentation=segmentation.detach(),
             classification=classification.detach(),
         )
 
-    def _class_loss(self, output: ModelOutput, batch: Batch, weights: Tensor) -> Tensor:
+    def _class_loss(self, output: ModelOutput, batch: Batch, weights: Tensor, *, has_mask: Tensor) -> Tensor:
         if output.class_logits is None or batch.class_target is None:
             return torch.zeros((), device=weights.device)
         shows_lesion = (batch.label[0] == self.lesion_label).flatten(1).any(dim=1)
-        emphasis = torch.where(shows_lesion, 1.0, self.lesion_free_weight)
+        emphasis = torch.where(shows_lesion | ~has_mask, 1.0, self.lesion_free_weight)
         class_weights = self.get_buffer("class_weights")
         return case_cross_entropy(output.class_logits, batch.class_target, weights, emphasis, class_weights)
 

@@ -67,7 +67,11 @@ def case_result(output: VolumeOutput, batch: Batch, loss: MultiTaskLoss) -> Case
     )
     volume = ModelOutput(label_logits=(output.label_logits.unsqueeze(0),), class_logits=class_logits)
     terms = loss(volume, batch)
-    dice = dice_of(output.label_logits.argmax(dim=0), batch.label[0][0, 0], output.label_logits.shape[0])
+    num_labels = output.label_logits.shape[0]
+    if batch.mask_weights is not None and batch.mask_weights[0] == 0:
+        dice = torch.full((num_labels - 1,), float("nan"))  # no mask was drawn to compare with
+    else:
+        dice = dice_of(output.label_logits.argmax(dim=0), batch.label[0][0, 0], num_labels)
     target = NO_CLASS if batch.class_target is None else int(batch.class_target[0])
     probs = () if output.class_probs is None else tuple(output.class_probs.tolist())
     return CaseResult(

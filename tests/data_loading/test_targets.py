@@ -175,15 +175,6 @@ def test_graph_and_host_agree(layout: Layout, name: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_host_leaves_its_inputs_alone() -> None:
-    rule = TargetRule(shapes=((4, 6, 5),), **RULES["everything"])
-    image, label = inputs((4, 6, 5), rule)
-    kept = image.copy(), label.copy()
-    targets_on_host(image, label, rule)
-    np.testing.assert_array_equal(image, kept[0])
-    np.testing.assert_array_equal(label, kept[1])
-
-
 def test_the_rule_is_that_of_the_plan(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan(regions=((1, 2), (2,)), ignore_label=3, prior_labels=2)
     assert target_rule(plan, [(4, 4, 4)]) == TargetRule(

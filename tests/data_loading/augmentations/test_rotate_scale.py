@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.rotate_scale import RotateScale
-from data_loading.kernels.warp import MIXED, uniform_bricks, vote_at
+from data_loading.kernels.warp_label import MIXED, uniform_bricks, vote_at
 from data_loading.readers import StoredCase, open_volume
 from tests.data_loading.augmentation_tools import always, draws, in_graph, on_host, random_block
 from utils.storage import write_array

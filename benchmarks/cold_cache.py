@@ -32,10 +32,10 @@ sys.path.insert(0, str(ROOT))
 from data_loading.patches import uniform_start  # noqa: E402
 from data_loading.readers import open_volume  # noqa: E402
 from scripts.benchmark_record import machine_record  # noqa: E402
-from scripts.benchmark_usage import usage_now  # noqa: E402
 from utils.contracts import PreprocessedCase, Shape  # noqa: E402
 from utils.prepared_folder import list_prepared, read_plan  # noqa: E402
 from utils.storage import read_array, write_json  # noqa: E402
+from utils.usage import usage_now  # noqa: E402
 
 SCHEMA = 1
 MB = 1e6  # bytes

@@ -24,7 +24,6 @@ from nnunet.training.trainer import choose_machine
 from scripts import benchmark_record as records
 from scripts.assemble import prepared_folder, read_fold
 from scripts.benchmark_meter import metered
-from scripts.benchmark_usage import Usage, peak_resident_bytes, usage_now
 from scripts.run_options import RunOptions
 from utils.contracts import Batch, Plan, PreprocessedCase
 from utils.errors import UserError
@@ -32,6 +31,7 @@ from utils.options import describe
 from utils.prepared_folder import list_prepared, read_plan
 from utils.run_log import say
 from utils.timing import summarise, waiter
+from utils.usage import Usage, peak_resident_bytes, usage_now
 
 if TYPE_CHECKING:
     from scripts.benchmark import BenchmarkOptions

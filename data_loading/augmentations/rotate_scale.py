@@ -49,7 +49,7 @@ class RotateScale(Augmentation):
     low: float = 0.7
     high: float = 1.4
     nearest: bool = False
-    largest_label: int = 1  # set from the plan: the graph weighs the labels one by one
+    largest_label: int = 0  # `for_plan` sets it: the graph weighs the labels one by one
 
     def for_plan(self, plan: Plan) -> RotateScale:
         """With all labels of the plan, the ignore label and the previous stage's among them."""
@@ -116,6 +116,8 @@ class RotateScale(Augmentation):
     def _warp_label(self, label: DataNode, matrix: DataNode, drawn: DataNode) -> Any:
         if self.nearest:
             return _warp(label, matrix, drawn, OUTSIDE_LABEL, DALIInterpType.INTERP_NN)
+        if self.largest_label < 1:
+            raise ValueError("rotate_scale has to know the labels that it weighs: build it with for_plan.")
         share = self._share(label, OUTSIDE_LABEL, matrix, drawn)
         winner: Any = fn.cast(share * 0.0 + OUTSIDE_LABEL, dtype=DALIDataType.INT16)
         for value in range(self.largest_label + 1):

@@ -10,6 +10,7 @@ import torch
 
 from utils.contracts import Plan
 from utils.run_log import RunLog, say
+from utils.usage import peak_resident_bytes
 
 UNITS = {"speed/patches_per_s": "patches/s", "speed/waiting_percent": "%", "epoch_s": "s", "train_s": "s"}
 
@@ -45,6 +46,15 @@ class EpochReport(lightning.Callback):
         """Declare the units once."""
         for metric, unit in UNITS.items():
             self.run_log.metadata(metric, {"unit": unit})
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Say how much memory the training took."""
+        if not trainer.is_global_zero:
+            return
+        parts = [f"{peak_resident_bytes() / 1e9:.1f} GB of this machine's (mapped volumes included)"]
+        if torch.cuda.is_available():
+            parts.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU's by torch")
+        say(f"Peak memory: {', '.join(parts)}.")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Start the clock."""

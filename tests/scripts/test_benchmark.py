@@ -16,9 +16,9 @@ from data_loading.recipes import build_recipe
 from scripts import benchmark_record as records
 from scripts.benchmark_meter import MeteredVolume, ReadMeter
 from scripts.benchmark_operators import always
-from scripts.benchmark_usage import Usage, usage_now
 from utils.errors import DatasetError
 from utils.storage import to_plain
+from utils.usage import Usage, usage_now
 
 MACHINE = records.machine_record(None)
 SETTINGS = records.Settings(

@@ -17,7 +17,8 @@ class LoaderOptions:
     lesion_centred: float = 0.0
     """Share of those windows that is centred on the lesion (the highest label) where the case has one."""
     balance_classes: bool = False
-    """Show each class equally often; needs --steps_per_epoch, and suits --no_class_balance."""
+    """Draw cases so that each class is shown equally often; needs --steps_per_epoch. Replaces the weights of
+    --class_balance."""
     augment: tuple[str, ...] = ("nnunet",)
     """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur)."""
     augment_in: Literal["auto", "host", "graph"] = "auto"
@@ -31,6 +32,6 @@ class LoaderOptions:
     data2d_dim: Literal[2, 3] = 3
     """3: slices are cut from volumes; 2: every case is a plain 2-D image (with --dim 2)."""
     num_workers: int = 4
-    """DALI threads per pipeline on the CPU; never more than the machine has."""
+    """Threads that read and augment samples, and as many for DALI's CPU operators; at most one per core."""
     prefetch: int = 2
     """Batches that DALI prepares ahead."""

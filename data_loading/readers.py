@@ -17,6 +17,7 @@ from utils.contracts import OUTSIDE_LABEL, Shape
 from utils.errors import DatasetError
 from utils.storage import read_array
 
+ADVICE_BYTES = 128 * 1024  # Linux reads no more at one request than its read-ahead, usually this
 MAX_OPEN_CASES = 256  # each keeps two or three file descriptors; systems allow a process 1024 or more
 
 
@@ -27,7 +28,7 @@ class StoredVolume:
 
     With `in_memory` the system is asked to read the file ahead as a whole, and keeps it in its page cache,
     which all processes of a machine share. Otherwise the pages of each block are asked for at once, and no
-    others: the system's own read-ahead would fetch 17 times the voxels of a window.
+    others: the system's own read-ahead would fetch several times as many.
     """
 
     path: Path
@@ -47,6 +48,14 @@ class StoredVolume:
         block = np.full((self.voxels.shape[0], *shape), fill, self.voxels.dtype)
         d, h, w = (slice(low, low + size) for low, size in zip(inner.offset, inner.size, strict=True))
         block[:, d, h, w] = inside
+        return block
+
+    def block_inside(self, start: Shape, shape: Shape) -> np.ndarray:
+        """(1, *shape) int16: 0 where a block lies in the volume, OUTSIDE_LABEL beyond; nothing is read."""
+        inner = _inside(start, shape, self._shape())
+        block = np.full((1, *shape), OUTSIDE_LABEL, np.int16)
+        d, h, w = (slice(low, low + size) for low, size in zip(inner.offset, inner.size, strict=True))
+        block[:, d, h, w] = 0
         return block
 
     def single_precision_block(self, start: Shape, shape: Shape) -> np.ndarray:
@@ -85,8 +94,7 @@ class StoredVolume:
         if self.in_memory or not hasattr(mmap, "MADV_WILLNEED"):
             return
         for first, stop in _spans(self.voxels, inner):
-            begin = (self.first_byte + first) // mmap.PAGESIZE * mmap.PAGESIZE
-            self.mapping.madvise(mmap.MADV_WILLNEED, begin, self.first_byte + stop - begin)
+            _will_need(self.mapping, self.first_byte + first, self.first_byte + stop)
 
 
 def open_volume(path: Path, *, in_memory: bool) -> StoredVolume:
@@ -96,7 +104,10 @@ def open_volume(path: Path, *, in_memory: bool) -> StoredVolume:
     mapping = mapped.base
     assert isinstance(mapping, mmap.mmap)
     if hasattr(mapping, "madvise"):
-        mapping.madvise(mmap.MADV_WILLNEED if in_memory else mmap.MADV_RANDOM)
+        if in_memory:
+            _will_need(mapping, 0, len(mapping))
+        else:
+            mapping.madvise(mmap.MADV_RANDOM)
     return StoredVolume(
         path=path,
         voxels=np.asarray(mapped),
@@ -104,6 +115,13 @@ def open_volume(path: Path, *, in_memory: bool) -> StoredVolume:
         first_byte=mapped.offset % mmap.ALLOCATIONGRANULARITY,
         in_memory=in_memory,
     )
+
+
+def _will_need(mapping: mmap.mmap, first: int, stop: int) -> None:
+    """Ask the system to read these bytes, without waiting for them."""
+    begin = first // mmap.PAGESIZE * mmap.PAGESIZE
+    for start in range(begin, stop, ADVICE_BYTES):
+        mapping.madvise(mmap.MADV_WILLNEED, start, min(ADVICE_BYTES, stop - start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +175,12 @@ class StoredCase:
         return tuple(volume for volume in (self.label, self.prior) if volume is not None)
 
     def label_block(self, start: Shape, shape: Shape) -> np.ndarray:
-        """Label maps (L, *shape) int16: the mask, OUTSIDE_LABEL where there is none, then the prior."""
+        """Label maps (L, *shape) int16: the mask, then the prior; OUTSIDE_LABEL beyond the volume.
+
+        A case without a mask is all background: only its weight, 0, may say that nobody has looked.
+        """
         if self.label is None:
-            mask = np.full((1, *shape), OUTSIDE_LABEL, np.int16)
+            mask = self.image.block_inside(start, shape)
         else:
             mask = self.label.block(start, shape, fill=OUTSIDE_LABEL)
         if self.prior is None:

@@ -41,14 +41,32 @@ def build_recipe(choices: Sequence[str], plan: Plan | None = None) -> tuple[Augm
     """The augmentations called for, in order, fitted to the plan where one is given.
 
     Each choice is a preset (`nnunet`), a part with options (`noise:probability=0.2`), which takes the place
-    of its namesake or else comes last, or a part to leave out (`no_blur`).
+    of its namesake or else comes last, or a part to leave out (`no_blur`). Parts named before a preset stay
+    before it. UserError for what does not exist, and for an order that cannot be.
     """
+    if len(presets := [choice for choice in choices if choice in PRESETS and choice != "none"]) > 1:
+        raise UserError(f"--augment: one preset at a time, got {' and '.join(presets)}.")
+    built = [AUGMENTATIONS.build(part) for part in _parts(choices)]
+    for part in built[1:]:
+        if part.reads:
+            raise UserError(
+                f"--augment: {part.name} reads more than the patch and has to come first, "
+                f"before {built[0].name}."
+            )
+    return tuple(built) if plan is None else tuple(part.for_plan(plan) for part in built)
+
+
+def _parts(choices: Sequence[str]) -> list[str]:
+    """The parts' descriptions in order."""
     parts: list[str] = []
     for choice in choices:
         name = _name(choice)
         places = [place for place, part in enumerate(parts) if _name(part) == name.removeprefix(REMOVAL)]
-        if choice in PRESETS:
-            parts += PRESETS[choice]
+        if choice == "none":
+            parts = []
+        elif choice in PRESETS:
+            named = {_name(part) for part in parts}
+            parts += [part for part in PRESETS[choice] if _name(part) not in named]
         elif name.startswith(REMOVAL):
             if not places:
                 raise UserError(f"--augment {choice}: there is no {name.removeprefix(REMOVAL)} to leave out.")
@@ -57,8 +75,7 @@ def build_recipe(choices: Sequence[str], plan: Plan | None = None) -> tuple[Augm
             parts[places[0]] = choice
         else:
             parts.append(choice)
-    built = [AUGMENTATIONS.build(part) for part in parts]
-    return tuple(built) if plan is None else tuple(part.for_plan(plan) for part in built)
+    return parts
 
 
 def _name(choice: str) -> str:

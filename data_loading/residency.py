@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -14,6 +15,7 @@ FREE_SHARE = (
     0.5  # of the free memory that volumes may fill: batches, the network and other users need the rest
 )
 BYTES_PER_GB = 1e9
+CONTAINER = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,20 @@ def volume_bytes(entries: Sequence[Entry]) -> int:
 
 
 def free_bytes() -> int:
-    """Memory of this machine that programs may still take, in bytes."""
-    return int(psutil.virtual_memory().available)
+    """Memory that this program may still take, in bytes: the machine's, or less in a container."""
+    return min([int(psutil.virtual_memory().available), *_container_bytes(CONTAINER)])
+
+
+def _container_bytes(folder: Path) -> list[int]:
+    """What a limit of control groups (version 2) leaves; the page cache in it can be given up."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
+    cache = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return [] if limit == "max" else [max(int(limit) - used + cache, 0)]
 
 
 def _as_gb(number: int) -> str:

@@ -91,7 +91,11 @@ class WindowSource:
         random = generator_for(self.stream, stream_index(rule, index))
         window = draw_window(self.entries, rule, index, random)
         case = self.cases[window.entry]
-        context = DrawContext(patch=rule.patch, num_channels=case.image.voxels.shape[0])
+        context = DrawContext(
+            patch=rule.patch,
+            num_channels=case.image.voxels.shape[0],
+            place=index - stream_index(rule, index),
+        )
         drawn = [part.draw(random, context) for part in self.recipe]
         damage = self._draw_damage(random)
         image, label = self._voxels(case, window, drawn, damage)
@@ -119,7 +123,8 @@ class WindowSource:
         """Image and label maps of a sample, as far as the host augments them."""
         start, shape = self._block(window, drawn)
         on_host = list(zip(self.recipe, drawn, strict=True))[: self.num_on_host]
-        if on_host and on_host[0][0].reads and on_host[0][1][0] and not damage[0]:
+        is_stored = case.label is not None and not damage[0]
+        if is_stored and on_host and on_host[0][0].reads and on_host[0][1][0]:
             (first, values), *on_host = on_host
             image, label = first.read(case, window.start, values)
         else:

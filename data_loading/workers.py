@@ -24,13 +24,20 @@ class AheadOfUse(Generic[Made]):
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="samples")
         self._waiting: dict[int, Future[Made]] = {}
         self._asked = 0
+        self._failed: Exception | None = None
 
     def take(self, number: int) -> Made:
         """The sample `number`; numbers count upwards from 0, each taken once."""
         while self._asked <= number + self.ahead:
             self._waiting[self._asked] = self._threads.submit(self.make, self._asked)
             self._asked += 1
-        return self._waiting.pop(number).result()
+        if self._failed is not None:  # DALI may ask for what follows a failure; it has no other answer
+            raise self._failed
+        try:
+            return self._waiting.pop(number).result()
+        except Exception as error:
+            self._failed = error
+            raise
 
     def close(self) -> None:
         """Drop what was made and not taken, and end the threads."""

@@ -23,6 +23,7 @@ from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
+from utils.run_log import say
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
 PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
@@ -170,12 +171,16 @@ def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
     )
 
 
-def build_loss(options: LossOptions, fold: FoldCases) -> MultiTaskLoss:
-    """The multi-task loss; class weights come from the training cases alone."""
+def build_loss(options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = False) -> MultiTaskLoss:
+    """The multi-task loss; class weights come from the training cases alone.
+
+    Cases that are `drawn_evenly` by class need no weights on top.
+    """
     plan = fold.plan
     num_classes = max(plan.num_classes, 1)
     targets = [case.class_target for case in fold.training]
-    weights = balanced_class_weights(targets, num_classes) if options.class_balance else (1.0,) * num_classes
+    is_weighted = options.class_balance and not drawn_evenly
+    weights = balanced_class_weights(targets, num_classes) if is_weighted else (1.0,) * num_classes
     return MultiTaskLoss(
         weights,
         class_loss_weight=options.class_loss_weight,
@@ -209,10 +214,16 @@ def module_settings(options: RunOptions, fold: FoldCases, steps_per_epoch: int) 
 
 
 def shard_of(options: RunOptions, machine: Machine) -> Shard:
-    """This process's part of the work; torchrun and Lightning's launcher set the ranks."""
+    """This process's part of the work; torchrun, Lightning's launcher or SLURM's srun set the ranks."""
+    if options.loader.num_workers < 1 or options.loader.prefetch < 1:
+        raise UserError(
+            f"--num_workers and --prefetch have to be at least 1, got {options.loader.num_workers} and "
+            f"{options.loader.prefetch}."
+        )
     world_size = machine.gpus * machine.nodes
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    rank = int(os.environ.get("RANK", int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local))
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    counted = int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", counted)))
     has_gpu = machine.device == "cuda"
     place = options.loader.augment_in
     return Shard(
@@ -270,12 +281,15 @@ def build_training_loader(
     """The augmented patches of the fold's training cases."""
     rule = sampling_rule(options, fold, shard.world_size)
     entries = training_entries(options, fold)
+    residency = residency_of(options, entries)
+    if shard.rank == 0:
+        say(f"{residency}.")
     return TrainingLoader(
         entries,
         rule,
         build_recipe(options.loader.augment, fold.plan),
         target_rule(fold.plan, output_shapes(fold.plan, num_outputs)),
-        replace(shard, in_memory=residency_of(options, entries).in_memory),
+        replace(shard, in_memory=residency.in_memory),
     )
 
 

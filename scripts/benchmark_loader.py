@@ -18,7 +18,7 @@ from data_loading.patches import SamplingRule
 from data_loading.recipes import build_recipe
 from data_loading.residency import choose_residency, free_bytes, volume_bytes
 from data_loading.sources import SourceSettings, WindowSource
-from data_loading.targets import TargetRule
+from data_loading.targets import TargetRule, target_rule
 from nnunet.network import default_outputs, output_shapes
 from nnunet.training.trainer import choose_machine
 from scripts import benchmark_record as records
@@ -92,7 +92,7 @@ def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
             seed=options.seed,
         ),
         recipe=build_recipe(options.aug, plan),
-        targets=TargetRule(shapes=output_shapes(plan, default_outputs(plan))),
+        targets=target_rule(plan, output_shapes(plan, default_outputs(plan))),
         shard=Shard(
             device_id=0 if has_gpu else None,
             num_threads=min(options.num_workers, os.cpu_count() or 1),

@@ -52,7 +52,7 @@ def run(options: RunOptions) -> Path:
     loader = assemble.build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = assemble.build_volume_loader(fold, shard)
     network = MultiTaskUNet(fold.plan, architecture)
-    loss = assemble.build_loss(options.loss, fold)
+    loss = assemble.build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
     settings = assemble.module_settings(options, fold, len(loader))
     module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
     millions = sum(weight.numel() for weight in network.parameters()) / 1e6
@@ -61,8 +61,6 @@ def run(options: RunOptions) -> Path:
         f"patch {'x'.join(map(str, fold.plan.patch))}, batch {loader.rule.batch_size}, "
         f"{len(loader)} steps per epoch, {millions:.2f} M parameters. Results: {options.results}"
     )
-
-    say(f"{assemble.residency_of(options, loader.entries)}.")
 
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))

@@ -24,6 +24,7 @@ class DrawContext:
 
     patch: Shape
     num_channels: int
+    place: int = 0  # of a slice within a run of neighbours that share their draws
 
     @property
     def is_slice(self) -> bool:

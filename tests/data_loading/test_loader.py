@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,8 +22,9 @@ from utils.contracts import Batch, Shape
 from utils.errors import DatasetError
 from utils.storage import read_array
 
-AUGMENTED = build_recipe(["noise:probability=0.5", "brightness:probability=0.5", "mirror"])
+AUGMENTED = build_recipe(["rotate_scale:nearest=true", "noise:probability=0.5", "brightness", "mirror"])
 WHOLE = TargetRule(shapes=((4, 6, 5),))
+ON_HOST = False  # set by the fixture `place`
 SIZES = [(5, 7, 6), (4, 6, 5), (3, 9, 8)]
 
 
@@ -32,11 +34,17 @@ def thirteen(prepare_folder):
     return prepare_folder([SIZES[place % 3] for place in range(13)])
 
 
+@pytest.fixture(params=[False, True], ids=["graph", "host"], autouse=True)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds wherever the augmentations run."""
+    monkeypatch.setattr(sys.modules[__name__], "ON_HOST", request.param)
+
+
 def make_loader(prepared, *, rank: int = 0, recipe=AUGMENTED, shapes=None, **changed: Any) -> TrainingLoader:
     patch: Shape = prepared.plan.patch
     given = {"batch_size": 2, "world_size": 1, "steps_per_epoch": 4, "foreground_share": 0.5, "seed": 7}
     rule = SamplingRule(patch=patch, **(given | changed))
-    shard = Shard(rank=rank, world_size=rule.world_size, num_threads=1)
+    shard = Shard(rank=rank, world_size=rule.world_size, num_threads=1, on_host=ON_HOST)
     return TrainingLoader(prepared.entries, rule, recipe, TargetRule(shapes=tuple(shapes or [patch])), shard)
 
 
@@ -163,7 +171,7 @@ def test_other_seeds_and_ranks_see_other_windows(prepared, changed: dict[str, in
 def test_threads_and_prefetching_change_nothing(prepared) -> None:
     plain = make_loader(prepared)
     busy = make_loader(prepared)
-    busy.shard = Shard(num_threads=3, prefetch=4)
+    busy.shard = Shard(num_threads=3, prefetch=4, on_host=ON_HOST)
     assert all_equal(take(plain, 8), take(busy, 8))
 
 

@@ -1,10 +1,15 @@
 """Volumes in memory or on disk: the choice, and what it is told with."""
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.cold_cache import evict, resident_pages
+from data_loading import residency
+from data_loading.readers import open_volume
 from data_loading.residency import choose_residency, free_bytes, volume_bytes
 from utils.storage import write_array
 
@@ -47,3 +52,30 @@ def test_a_previous_stage_counts_and_a_missing_mask_does_not(prepared, tmp_path)
 
 def test_some_memory_is_free() -> None:
     assert free_bytes() > 0
+
+
+def test_in_memory_means_that_every_page_is_read_ahead(tmp_path: Path) -> None:
+    """24 MB: more than any read-ahead of the system."""
+    write_array(tmp_path / "a_x.npy", np.ones((1, 48, 512, 512), np.float16))
+    try:
+        evict(tmp_path / "a_x.npy")
+    except OSError:
+        pytest.skip("this file system keeps its pages in memory anyway")
+    volume = open_volume(tmp_path / "a_x.npy", in_memory=True)
+    pages = -(-(tmp_path / "a_x.npy").stat().st_size // 4096)
+    deadline = time.monotonic() + 20
+    while resident_pages(volume.path) < pages and time.monotonic() < deadline:
+        time.sleep(0.05)  # the system reads in the background
+    assert resident_pages(volume.path) == pages
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "memory.max").write_text("4000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 500000\nactive_file 7\n")
+    monkeypatch.setattr(residency, "CONTAINER", tmp_path)
+    assert free_bytes() == 1_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes() > 4_000_000
+    monkeypatch.setattr(residency, "CONTAINER", tmp_path / "none")
+    assert free_bytes() > 4_000_000

@@ -9,7 +9,10 @@ import pytest
 
 from data_loading.augmentations import AUGMENTATIONS
 from data_loading.augmentations.base import Augmentation, DrawContext
+from data_loading.augmentations.rotate_scale import RotateScale
+from data_loading.graphs import GraphSettings, training_graph
 from data_loading.patches import SamplingRule
+from data_loading.recipes import build_recipe
 from data_loading.sources import SourceSettings, VolumeSource, WindowSource
 from data_loading.targets import TargetRule
 from utils.contracts import Shape
@@ -110,6 +113,8 @@ def test_what_fails_on_a_thread_is_raised_where_the_sample_is_taken(prepare_fold
     prepared.cases[0].image.unlink()
     with pytest.raises(DatasetError, match="case_00_x.npy"):
         source(sample(0))
+    with pytest.raises(DatasetError, match="case_00_x.npy"):
+        source(sample(0, 1))  # DALI may ask for the next before it is stopped
     source.close()
 
 
@@ -118,8 +123,19 @@ def test_a_case_without_a_mask_counts_in_no_segmentation_loss(prepared) -> None:
     source = make_source(SimpleNamespace(entries=maskless))
     for image, _, weights, label in batch_of(source, 0):
         assert weights.tolist() == [1.0, 0.0]
-        assert label.shape == (1, *image.shape[1:])
-        assert (label == -1).all()
+        np.testing.assert_array_equal(label == 0, image > 0)  # background in the volume, outside beyond
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["graph", "host"])
+def test_the_image_of_a_case_without_a_mask_is_not_zeroed(prepared, on_host) -> None:
+    maskless = [replace(entry, case=replace(entry.case, label=None)) for entry in prepared.entries]
+    recipe = build_recipe(["nnunet", "zero_outside:channels=0", "rotate_scale:rotation_probability=1"])
+    recipe = tuple(replace(p, largest_label=2) if isinstance(p, RotateScale) else p for p in recipe)
+    source = make_source(SimpleNamespace(entries=maskless), recipe, on_host=on_host)
+    pipeline = training_graph(source, GraphSettings(batch_size=2, num_threads=1, device_id=None, prefetch=1))
+    for _ in range(4):
+        image = np.array(pipeline.run()[0].as_tensor())
+        assert (image != 0).reshape(2, -1).any(axis=1).all()
 
 
 def test_twins_run_on_the_host_up_to_the_first_part_without_one(prepared) -> None:

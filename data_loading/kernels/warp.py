@@ -36,6 +36,8 @@ def _steps_between(start: Any, step: Any, low: Any, high: Any, steps: int) -> An
     elif step < F(0):
         first = max(first, int(np.floor((high - start) / step)))
         last = min(last, int(np.floor((low - start) / step)) + 1)
+    elif not low <= start < high:
+        last = 0
     # The quotient is rounded; the positions themselves decide, and they are monotonous.
     while first < last and not low <= start + step * F(first) < high:
         first += 1
@@ -45,10 +47,8 @@ def _steps_between(start: Any, step: Any, low: Any, high: Any, steps: int) -> An
 
 
 @compiled
-def _row(
-    origin: np.ndarray, matrix: np.ndarray, size: np.ndarray, margin: Any, place: tuple[int, int, int]
-) -> Any:
-    """First and end of the x in a row whose positions lie inside, or at most `margin` outside.
+def _row(origin: np.ndarray, matrix: np.ndarray, limits: np.ndarray, place: tuple[int, int, int]) -> Any:
+    """First and end of the x in a row whose positions lie within `limits` (3, 2).
 
     Both are the end of the row where none does.
     """
@@ -56,27 +56,42 @@ def _row(
     first, last = 0, steps
     for axis in range(3):
         start = origin[axis] + matrix[axis, 0] * F(z) + matrix[axis, 1] * F(y)
-        low, high = size[axis, 0] - margin, size[axis, 1] + margin
-        begin, end = _steps_between(start, matrix[axis, 2], low, high, steps)
+        begin, end = _steps_between(start, matrix[axis, 2], limits[axis, 0], limits[axis, 1], steps)
         first, last = max(first, begin), min(last, end)
     return (first, last) if first < last else (steps, steps)
 
 
 @compiled
-def row_limits(origin: np.ndarray, matrix: np.ndarray, inside: np.ndarray, place: Any) -> Any:
+def row_limits(origin: np.ndarray, matrix: np.ndarray, limits: np.ndarray, place: Any) -> Any:
     """The x of row (z, y, width) where it begins to touch the volume, lies inside, ceases to, leaves."""
-    touch, leave = _row(origin, matrix, inside, F(1), place)
-    first, last = _row(origin, matrix, inside, F(0), place)
+    touch, leave = _row(origin, matrix, limits[1], place)
+    first, last = _row(origin, matrix, limits[0], place)
     return touch, min(first, leave), min(last, leave), leave
 
 
 @compiled
-def inside_limits(shape: tuple[int, int, int], base: np.ndarray) -> np.ndarray:
-    """(3, 2) float32: first position and end, counted from `base`, that have all neighbours in the volume."""
-    limits = np.empty((3, 2), np.float32)
+def keeps_planes(matrix: np.ndarray, origin: np.ndarray) -> bool:
+    """Whether each plane of a target lies in one of the source, so that the planes beside that weigh 0."""
+    is_untouched = matrix[0, 0] == F(1) and matrix[0, 1] == F(0) and matrix[0, 2] == F(0)
+    return is_untouched and origin[0] == np.floor(origin[0])
+
+
+@compiled
+def position_limits(shape: tuple[int, int, int], base: np.ndarray, is_in_plane: bool) -> np.ndarray:  # noqa: FBT001
+    """(2, 3, 2) float32: first position and end, counted from `base`, of each axis.
+
+    First of the positions that have all neighbours in the volume, then of those that have any. Where the
+    planes are kept, a position needs its own alone: the last plane has none above it, and counts.
+    """
+    limits = np.empty((2, 3, 2), np.float32)
     for axis in range(3):
-        limits[axis, 0] = -base[axis]
-        limits[axis, 1] = shape[axis] - 1 - base[axis]
+        limits[0, axis, 0] = -base[axis]
+        limits[0, axis, 1] = shape[axis] - 1 - base[axis]
+        limits[1, axis, 0] = limits[0, axis, 0] - F(1)
+        limits[1, axis, 1] = limits[0, axis, 1] + F(1)
+    if is_in_plane:  # positions are whole numbers: half a voxel keeps the limits away from them
+        limits[:, 0, 0] = -base[0] - F(0.5)
+        limits[:, 0, 1] = shape[0] - base[0] - F(0.5)
     return limits
 
 
@@ -110,8 +125,10 @@ def warp_image(
     channels, depth, height, width = target.shape
     columns = source.shape[3]
     area = source.shape[2] * columns
-    inside = inside_limits(source.shape[1:], base)
-    is_whole = lies_inside(target.shape[1:], matrix, origin, inside)
+    is_in_plane = keeps_planes(matrix, origin)
+    limits = position_limits(source.shape[1:], base, is_in_plane)
+    is_whole = lies_inside(target.shape[1:], matrix, origin, limits[0])
+    strides = (np.uint64(columns), np.uint64(0 if is_in_plane else area))
     corner = base[0] * area + base[1] * columns + base[2]
     dz, dy, dx = matrix[0, 2], matrix[1, 2], matrix[2, 2]
     for channel in range(channels):
@@ -124,7 +141,7 @@ def warp_image(
                 out = target[channel, z, y]
                 touch, first, last, leave = 0, 0, width, width
                 if not is_whole:
-                    touch, first, last, leave = row_limits(origin, matrix, inside, (z, y, width))
+                    touch, first, last, leave = row_limits(origin, matrix, limits, (z, y, width))
                 out[:touch] = F(0)
                 out[leave:] = F(0)
                 for x in range(touch, first):
@@ -136,12 +153,12 @@ def warp_image(
                     iz, iy, ix = np.int32(pz), np.int32(py), np.int32(px)
                     fz, fy, fx = pz - F(iz), py - F(iy), px - F(ix)
                     low = np.uint64(corner + iz * area + iy * columns + ix)
-                    out[x] = _trilinear(voxels, low, (np.uint64(columns), np.uint64(area)), (fz, fy, fx))
+                    out[x] = _trilinear(voxels, low, strides, (fz, fy, fx))
 
 
 @compiled
 def _trilinear(voxels: np.ndarray, low: Any, strides: Any, fractions: Any) -> Any:
-    """The value between the eight voxels from index `low` of a flat volume."""
+    """The value between the eight voxels from index `low` of a flat volume; `strides` of row and plane."""
     columns, area = strides
     fz, fy, fx = fractions
     one, high = np.uint64(1), low + area

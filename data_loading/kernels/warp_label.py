@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_loading.kernels.compiling import compiled
-from data_loading.kernels.warp import inside_limits, lies_inside, row_limits
+from data_loading.kernels.warp import keeps_planes, lies_inside, position_limits, row_limits
 
 F = np.float32
 MIXED = np.int16(-32768)  # no label: where neighbours disagree and a vote has to follow
@@ -86,8 +86,11 @@ def warp_label(
     depth, height, width = target.shape
     area, columns = source.shape[1] * source.shape[2], source.shape[2]
     voxels = source.reshape(-1)
-    inside, cell = inside_limits(source.shape, base), np.empty((2, 8), np.float32)
-    is_whole = lies_inside(target.shape, matrix, origin, inside)
+    cell = np.empty((2, 8), np.float32)
+    is_in_plane = keeps_planes(matrix, origin)
+    limits = position_limits(source.shape, base, is_in_plane)
+    is_whole = lies_inside(target.shape, matrix, origin, limits[0])
+    strides = (np.uint64(columns), np.uint64(0 if is_in_plane else area))
     lower, upper = _needed(source.shape, target.shape, matrix, origin, base)
     bricks = uniform_bricks(source, lower, upper)
     labels = bricks.reshape(-1)
@@ -103,7 +106,7 @@ def warp_label(
             out = target[z, y]
             touch, first, last, leave = 0, 0, width, width
             if not is_whole:
-                touch, first, last, leave = row_limits(origin, matrix, inside, (z, y, width))
+                touch, first, last, leave = row_limits(origin, matrix, limits, (z, y, width))
             out[:touch] = OUTSIDE
             out[leave:] = OUTSIDE
             for x in range(touch, first):
@@ -118,15 +121,16 @@ def warp_label(
                 if out[x] == MIXED:
                     pz, py, px = oz + dz * F(x), oy + dy * F(x), ox + dx * F(x)
                     low = np.uint64(corner + np.int32(pz) * area + np.int32(py) * columns + np.int32(px))
-                    if _neighbours_agree(voxels, low, np.uint64(columns), np.uint64(area)):
+                    if _neighbours_agree(voxels, low, strides):
                         out[x] = voxels[low]
                     else:
                         out[x] = vote_at(source, (pz, py, px), base, cell)
 
 
 @compiled
-def _neighbours_agree(voxels: np.ndarray, low: Any, columns: Any, area: Any) -> Any:
+def _neighbours_agree(voxels: np.ndarray, low: Any, strides: Any) -> Any:
     """Whether the eight voxels from index `low` of a flat volume have one label."""
+    columns, area = strides
     high, one = low + area, np.uint64(1)
     first = voxels[low]
     differ = (first ^ voxels[low + one]) | (first ^ voxels[low + columns])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from utils.contracts import Plan, Shape
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -47,6 +49,28 @@ def beside(image: DataNode, values: DataNode) -> DataNode:
     return values.gpu() if image.device == "gpu" else values
 
 
+def check_low_high(owner: str, low: float, high: float, largest: float = inf) -> None:
+    """UserError in the name of `owner` where low..high is no range of numbers above 0, up to `largest`."""
+    if not (0 < low <= high <= largest and high < inf):
+        limit = f" and at most {largest:g}" if largest < inf else ""
+        raise UserError(
+            f"{owner}: low and high should be numbers above 0{limit}, low first, got low={low}, high={high}."
+        )
+
+
+def check_shape(owner: str, image: np.ndarray, drawn_patch: np.ndarray) -> None:
+    """ValueError in the name of `owner` where (C, D, H, W) is not the patch (3,) that its values belong to.
+
+    A compiled loop would read beside the image.
+    """
+    patch = tuple(drawn_patch.astype(int).tolist())
+    if image.shape[1:] != patch:
+        raise ValueError(
+            f"{owner}: its values were drawn for a patch of {patch}, but the image has {image.shape[1:]}. "
+            "A part that cuts the image to the patch has to come before it."
+        )
+
+
 @dataclass(frozen=True)
 class Augmentation(ABC):
     """One random change of a patch.
@@ -56,11 +80,24 @@ class Augmentation(ABC):
     alone; `compute` is its twin for host arrays, a compiled loop. The two agree to rounding, except where
     noise is generated. Everything random is drawn: neither keeps a state, so any rank can resume at any step.
     A part that moves voxels overrides `source_shape`, so that the reader fetches what it needs and no more.
+    Options outside their range raise UserError; a part with ranges of its own extends `__post_init__`.
     """
 
     name: ClassVar[str]
     has_twin: ClassVar[bool] = False  # whether `compute` exists
     reads: ClassVar[bool] = False  # whether `read` exists
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name.endswith("probability"):
+                self._check_range(field.name, 0.0, 1.0)
+
+    def _check_range(self, option: str, low: float, high: float) -> None:
+        """UserError where an option is not in low..high, or not finite."""
+        value = getattr(self, option)
+        if not (low <= value <= high and value < inf):
+            span = f"in {low:g}..{high:g}" if high < inf else f"a number from {low:g}"
+            raise UserError(f"{self.name}: {option} should be {span}, got {value}.")
 
     def for_plan(self, plan: Plan) -> Augmentation:  # noqa: ARG002
         """The part as this plan needs it; most need nothing."""

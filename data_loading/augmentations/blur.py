@@ -10,9 +10,8 @@ from nvidia.dali import fn
 from nvidia.dali import math as graph_math
 from nvidia.dali.types import DALIDataType
 
-from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.augmentations.base import Augmentation, DrawContext, check_low_high, happens
 from data_loading.kernels.blur import blur, half_kernel
-from utils.errors import UserError
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -39,10 +38,8 @@ class Blur(Augmentation):
     same: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high:
-            raise UserError(
-                f"blur: low and high should be above 0, low first, got {self.low} and {self.high}."
-            )
+        super().__post_init__()
+        check_low_high(self.name, self.low, self.high)
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
         """(happens, then for each channel sigma along (d, h, w), 0 where an axis is not blurred)."""

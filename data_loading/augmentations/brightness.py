@@ -31,6 +31,7 @@ class Brightness(Augmentation):
     same: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._factors()
 
     def _factors(self) -> FactorRange:

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from utils.errors import UserError
+from data_loading.augmentations.base import check_low_high
 
 
 @final
@@ -25,11 +25,7 @@ class FactorRange:
     same: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high:
-            raise UserError(
-                f"{self.owner}: low and high should be positive and low at most high, "
-                f"got low={self.low}, high={self.high}."
-            )
+        check_low_high(self.owner, self.low, self.high)
 
     def draw(self, random: np.random.Generator, num_channels: int) -> np.ndarray:
         """Factors float64 (num_channels,)."""

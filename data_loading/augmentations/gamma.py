@@ -33,6 +33,7 @@ class Gamma(Augmentation):
     high: float = 1.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._exponents()
 
     def _exponents(self) -> FactorRange:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
-from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.augmentations.base import Augmentation, DrawContext, check_low_high, happens
 from data_loading.augmentations.gamma import Gamma, corrected
 from data_loading.kernels.intensity import change_gamma
 
@@ -30,7 +30,8 @@ class InvertedGamma(Augmentation):
     high: float = 1.5
 
     def __post_init__(self) -> None:
-        self._gamma()
+        super().__post_init__()
+        check_low_high(self.name, self.low, self.high)
 
     def _gamma(self) -> Gamma:
         return Gamma(probability=self.probability, low=self.low, high=self.high)

@@ -27,6 +27,7 @@ class Mirror(Augmentation):
     axes: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not set(self.axes) <= {0, 1, 2}:
             raise UserError(f"mirror: axes should be some of 0 (depth), 1 and 2, got {self.axes}.")
 

@@ -98,6 +98,7 @@ def test_a_kernel_sums_to_one_and_has_an_even_number_of_taps_beside_its_centre(
     assert abs(weights[0] + 2 * weights[1:].sum() - 1) < 1e-6
 
 
-def test_a_sigma_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="above 0"):
-        Blur(low=0.0)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 0.5), (0.5, float("inf"))])
+def test_a_range_that_is_none_is_refused(low: float, high: float) -> None:
+    with pytest.raises(UserError, match=f"blur: .* above 0.* low={low}, high={high}"):
+        Blur(low=low, high=high)

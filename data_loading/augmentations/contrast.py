@@ -10,12 +10,13 @@ from nvidia.dali import fn, math
 
 from data_loading.augmentations.base import Augmentation, DrawContext, beside, happens
 from data_loading.augmentations.factors import FactorRange
-from data_loading.kernels.intensity import scale_within_range
+from data_loading.kernels.intensity import extremes, scale_within_range
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
 VOXEL_AXES = [1, 2, 3]
+ALL_AXES = [0, 1, 2, 3]
 
 
 @final
@@ -23,9 +24,9 @@ VOXEL_AXES = [1, 2, 3]
 class Contrast(Augmentation):
     """With `probability`, multiplies the distance of a channel's voxels to their mean.
 
-    The factor is half the time in low..1, half in 1..high; with `same` all channels have one, uniform in
-    low..high. The result is clamped to the channel's minimum and maximum. `around_mean=false` multiplies the
-    values themselves, as NVIDIA's nnU-Net does.
+    The factor is half the time in low..1, half in 1..high, and the result is clamped to the channel's minimum
+    and maximum. With `same` all channels have one factor, uniform in low..high, and one minimum and maximum:
+    those of the patch. `around_mean=false` multiplies the values themselves, as NVIDIA's nnU-Net does.
     """
 
     name: ClassVar[str] = "contrast"
@@ -37,6 +38,7 @@ class Contrast(Augmentation):
     around_mean: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._factors()
 
     def _factors(self) -> FactorRange:
@@ -51,8 +53,9 @@ class Contrast(Augmentation):
         """The image with other contrast; the label is left alone."""
         if happens(drawn):
             factor = beside(image, fn.reshape(drawn[1:], shape=[-1, 1, 1, 1]))
-            low = fn.reductions.min(image, axes=VOXEL_AXES, keep_dims=True)
-            high = fn.reductions.max(image, axes=VOXEL_AXES, keep_dims=True)
+            axes = ALL_AXES if self.same else VOXEL_AXES
+            low = fn.reductions.min(image, axes=axes, keep_dims=True)
+            high = fn.reductions.max(image, axes=axes, keep_dims=True)
             if self.around_mean:
                 mean = fn.reductions.mean(image, axes=VOXEL_AXES, keep_dims=True)
                 scaled = (image - mean) * factor + mean
@@ -65,6 +68,8 @@ class Contrast(Augmentation):
         self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The compiled twin of `apply`, in place."""
+        whole = extremes(image.reshape(-1)) if self.same else None
         for channel, factor in zip(image, drawn[1:], strict=True):
-            scale_within_range(channel.reshape(-1), factor, self.around_mean)
+            values = channel.reshape(-1)
+            scale_within_range(values, factor, self.around_mean, whole or extremes(values))
         return image, label

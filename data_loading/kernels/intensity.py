@@ -198,15 +198,20 @@ def _std(total: float, squares: float, number: int) -> float:
 
 
 @compiled
-def scale_within_range(values: np.ndarray, factor: float, around_mean: bool) -> None:  # noqa: FBT001
-    """Multiply the distance of each value to the mean, or to 0, and clamp to the old minimum and maximum.
+def scale_within_range(
+    values: np.ndarray,
+    factor: float,
+    around_mean: bool,  # noqa: FBT001 - Numba takes no keyword as fast
+    limits: tuple[float, float],
+) -> None:
+    """Multiply the distance of each value to the mean, or to 0, and clamp to `limits`, low and high.
 
     `values` is one channel, contiguous float32 (n,), n > 0; it is changed in place.
     """
-    low, high = extremes(values)
+    low, high = F(limits[0]), F(limits[1])
     mean = 0.0
     if around_mean:
-        shift = np.float64(low)
+        shift = np.float64(values[0])
         mean = shift + _sums(values, shift)[0] / values.size
     offset = F(mean - mean * factor)
     for place in range(values.size):

@@ -58,6 +58,22 @@ def test_the_voxels_are_those_of_the_definition(run, around_mean: bool) -> None:
 
 
 @pytest.mark.parametrize("run", [in_graph, on_host])
+@pytest.mark.parametrize("around_mean", [True, False])
+def test_same_clamps_to_the_range_of_the_whole_patch(run, around_mean: bool) -> None:  # noqa: ANN001, FBT001
+    """A channel may leave its own range, not that of all channels."""
+    image, label = random_block(CONTEXT.patch, 3, seed=1)
+    image *= np.array([1.0, 3.0, 0.1], np.float32)[:, None, None, None]
+    drawn = np.array([1, 1.5, 1.5, 1.5], np.float32)
+    part = Contrast(same=True, around_mean=around_mean)
+    (changed,), _ = run(part, [drawn], ([image], [label]))
+    centres = image.astype(np.float64).mean(axis=(1, 2, 3), keepdims=True) if around_mean else 0.0
+    expected = np.clip((image - centres) * 1.5 + centres, image.min(), image.max())
+    np.testing.assert_allclose(changed, expected, rtol=1e-5, atol=2e-5)
+    assert changed[0].max() > image[0].max()
+    assert (changed[1] == image.max()).sum() > 1
+
+
+@pytest.mark.parametrize("run", [in_graph, on_host])
 def test_the_old_minimum_and_maximum_are_never_passed(run) -> None:  # noqa: ANN001
     image, label = random_block(CONTEXT.patch, 1, seed=2)
     (changed,), _ = run(Contrast(), [np.array([1, 2.0], np.float32)], ([image], [label]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 STATE_WORDS = 7  # of 32 bits, as DALI's generators take them
 WORD_LIMIT = 2**24  # float32 holds every smaller whole number exactly
+PLACE_STEP = 10_368_889  # odd, and about WORD_LIMIT over the golden ratio: places lie far apart
 KEYS = 4  # of 32 bits, as the compiled generator takes them
 
 
@@ -24,6 +26,7 @@ KEYS = 4  # of 32 bits, as the compiled generator takes them
 class Noise(Augmentation):
     """With `probability`, adds noise of a standard deviation uniform in 0..`max_std` (z-scored units).
 
+    All slices of a run get the same strength, and noise of their own.
     Graph and host generate different noise from the same draw; each gives the same for the same draw.
     """
 
@@ -32,10 +35,16 @@ class Noise(Augmentation):
     probability: float = 0.1
     max_std: float = 0.1
 
-    def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("max_std", 0.0, inf)
+
+    def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
         """(happens, standard deviation, the state of the generator)."""
         is_wanted = random.random() < self.probability
         state = random.integers(WORD_LIMIT, size=STATE_WORDS)
+        # Another key and another counter for each slice of a run, which share all draws.
+        state = (state + context.place * PLACE_STEP) % WORD_LIMIT
         return np.array([is_wanted, random.uniform(0.0, self.max_std), *state], np.float32)
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:

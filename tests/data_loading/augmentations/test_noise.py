@@ -6,7 +6,8 @@ from scipy import stats
 
 from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.noise import Noise
-from tests.data_loading.augmentation_tools import draws, in_graph
+from tests.data_loading.augmentation_tools import draws, in_graph, on_host
+from utils.errors import UserError
 
 CONTEXT = DrawContext(patch=(4, 6, 5), num_channels=2)
 SIZE = 2**20
@@ -89,6 +90,39 @@ def test_every_word_of_the_state_matters() -> None:
         drawn[place] = 2
         image, label = np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2, 2), np.int16)
         assert (Noise().compute(image, label, drawn)[0] != base[0]).all()
+
+
+def run_of_slices(number: int) -> np.ndarray:
+    """The vectors that slices of one run draw, each from the same random numbers."""
+    contexts = [DrawContext(patch=(1, 64, 64), num_channels=1, place=place) for place in range(number)]
+    return np.stack([Noise(probability=1).draw(np.random.default_rng(3), context) for context in contexts])
+
+
+@pytest.mark.parametrize("run", [in_graph, on_host])
+def test_slices_of_a_run_get_noise_of_their_own_and_one_strength(run) -> None:  # noqa: ANN001
+    drawn = run_of_slices(6)
+    assert (drawn[:, :2] == drawn[0, :2]).all()
+    image, label = np.zeros((1, 1, 64, 64), np.float32), np.zeros((1, 1, 64, 64), np.int16)
+    # Each in a batch of its own: within one, DALI numbers the samples.
+    noise = [run(Noise(), [one], ([image.copy()], [label]))[0][0].ravel() for one in drawn]
+    correlations = np.corrcoef(noise) - np.eye(6)
+    assert np.abs(correlations).max() < 4.5 / 64
+    for other in noise[1:]:
+        assert np.isin(other, noise[0]).mean() < 0.1  # nor the same numbers at other places
+        np.testing.assert_allclose(other.std(), drawn[0, 1], rtol=0.05)
+
+
+def test_the_state_of_every_slice_of_a_run_is_another_and_survives_single_precision() -> None:
+    words = run_of_slices(1000)[:, 2:].astype(np.int64)
+    assert (words >= 0).all()
+    assert (words < 2**24).all()
+    assert all(len(np.unique(column)) == 1000 for column in words.T)
+
+
+@pytest.mark.parametrize("deviation", [-0.1, float("nan"), float("inf")])
+def test_a_deviation_that_is_none_is_refused(deviation: float) -> None:
+    with pytest.raises(UserError, match=f"noise: max_std .* from 0, got {deviation}"):
+        Noise(max_std=deviation)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17])

@@ -10,9 +10,8 @@ from nvidia.dali import fn
 from nvidia.dali import math as graph_math
 from nvidia.dali.types import Constant, DALIInterpType
 
-from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.augmentations.base import Augmentation, DrawContext, check_low_high, check_shape, happens
 from data_loading.kernels.resample import coarse_taps, resample
-from utils.errors import UserError
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -41,10 +40,8 @@ class LowResolution(Augmentation):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high <= 1:
-            raise UserError(
-                f"low_resolution: low and high should be in 0..1, low first, got {self.low} and {self.high}."
-            )
+        super().__post_init__()
+        check_low_high(self.name, self.low, self.high, largest=1.0)
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
         """(happens, patch (w, h, d), then for each channel its coarse shape (w, h, d), or the patch's)."""
@@ -70,6 +67,7 @@ class LowResolution(Augmentation):
         self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The compiled twin of `apply`, in place."""
+        check_shape(self.name, image, drawn[PATCH][::-1])
         patch = drawn[PATCH].astype(int)
         for channel, coarse in zip(image, drawn[COARSE].reshape(-1, 3).astype(int), strict=True):
             if (coarse != patch).any():

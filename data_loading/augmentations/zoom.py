@@ -9,13 +9,14 @@ import numpy as np
 from nvidia.dali import fn
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
-from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.augmentations.base import Augmentation, DrawContext, check_low_high, check_shape, happens
 from data_loading.kernels.resample import cubic_taps, nearest_places, pick, resample
-from utils.errors import UserError
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
+PATCH = slice(1, 4)  # places in the drawn vector
+PART = slice(4, 7)
 LATER = 0.25  # of a part of a voxel
 
 
@@ -24,8 +25,8 @@ LATER = 0.25  # of a part of a voxel
 class Zoom(Augmentation):
     """With `probability`, the middle of the patch fills the patch.
 
-    The middle is a share of each edge, uniform in low..high and the same for all; slabs of thick slices and
-    single slices keep their first axis. Image cubic (Catmull-Rom), label nearest; voxel centres aligned, the
+    The middle is a share of each edge, uniform in low..high and the same for all; a single slice keeps its
+    first axis. Image cubic (Catmull-Rom), label nearest; voxel centres aligned, the
     edges of the middle repeated.
     """
 
@@ -36,25 +37,23 @@ class Zoom(Augmentation):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high <= 1:
-            raise UserError(
-                f"zoom: low and high should be in 0..1, low first, got {self.low} and {self.high}."
-            )
+        super().__post_init__()
+        check_low_high(self.name, self.low, self.high, largest=1.0)
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
-        """(happens, shape (d, h, w) of the part that fills the patch)."""
+        """(happens, patch (d, h, w), shape (d, h, w) of the part that fills it)."""
         is_wanted = random.random() < self.probability
         share = random.uniform(self.low, self.high)
         part = np.maximum(np.rint(share * np.array(context.patch)), 1)
-        if context.turns_in_plane:
-            part[0] = context.patch[0]
-        return np.array([is_wanted and (part != context.patch).any(), *part], np.float32)
+        if context.is_slice:
+            part[0] = 1
+        return np.array([is_wanted and (part != context.patch).any(), *context.patch, *part], np.float32)
 
     def apply(self, image: DataNode, label: DataNode, drawn: DataNode) -> tuple[DataNode, DataNode]:
         """Image and label maps, zoomed alike."""
         if happens(drawn):
             patch = label.shape()[1:]
-            part = fn.cast(drawn[1:4], dtype=DALIDataType.INT64)
+            part = fn.cast(drawn[4:7], dtype=DALIDataType.INT64)
             start = (patch - part) // 2
             size = _float(patch)
             image = _zoom_image(image, start, part, size)
@@ -65,7 +64,8 @@ class Zoom(Augmentation):
         self, image: np.ndarray, label: np.ndarray, drawn: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The compiled twin of `apply`."""
-        patch, part = np.array(label.shape[1:]), drawn[1:4].astype(int)
+        check_shape(self.name, image, drawn[PATCH])
+        patch, part = np.array(label.shape[1:]), drawn[PART].astype(int)
         low = (patch - part) // 2
         middle = (slice(None), *(slice(start, start + size) for start, size in zip(low, part, strict=True)))
         taps = [cubic_taps(size, target) for size, target in zip(part, patch, strict=True)]

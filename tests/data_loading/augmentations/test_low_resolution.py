@@ -121,3 +121,10 @@ def test_a_channel_that_was_not_drawn_keeps_every_bit(run) -> None:  # noqa: ANN
 def test_factors_outside_zero_to_one_are_refused(low: float, high: float) -> None:
     with pytest.raises(UserError, match="low first"):
         LowResolution(low=low, high=high)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 10), (10, 8, 10)], ids=["larger", "smaller"])
+def test_an_image_of_another_shape_than_the_patch_is_refused(shape: Shape) -> None:
+    image, label = random_block(shape, 1, seed=0)
+    with pytest.raises(ValueError, match=r"low_resolution: .* \(10, 10, 10\)"):
+        LowResolution().compute(image, label, vector((10, 10, 10), (5, 5, 5)))

@@ -60,23 +60,34 @@ def test_fifteen_samples_in_a_hundred_are_zoomed() -> None:
     """Fewer by those whose middle rounds to the whole patch, 2 in 100."""
     values = draws(Zoom(), NUMBER, DrawContext(patch=(128, 128, 128), num_channels=1))
     assert abs(values[:, 0].mean() - 0.15) < 0.015
-    assert (values[values[:, 0] > 0, 1] < 128).all()
+    assert (values[values[:, 0] > 0, 4] < 128).all()
 
 
 def test_the_share_is_uniform_from_seven_tenths_to_one_and_the_same_on_all_axes() -> None:
     values = draws(Zoom(), NUMBER, DrawContext(patch=(1000, 1000, 1000), num_channels=1))
-    shares = values[:, 1:] / 1000
+    shares = values[:, 4:] / 1000
     assert np.ptp(shares, axis=1).max() == 0
     assert 0.7 <= shares.min() < 0.702
     assert 0.998 < shares.max() <= 1
     np.testing.assert_allclose(np.quantile(shares[:, 0], [0.25, 0.5, 0.75]), [0.775, 0.85, 0.925], atol=0.006)
 
 
-@pytest.mark.parametrize("context", [SLAB, SLICE], ids=["slab", "slice"])
-def test_slabs_and_slices_keep_their_first_axis(context: DrawContext) -> None:
-    values = draws(Zoom(probability=1), 100, context)
-    assert (values[:, 1] == context.patch[0]).all()
-    assert (values[:, 2] < 28).mean() > 0.8
+def test_a_slice_keeps_its_first_axis() -> None:
+    values = draws(Zoom(probability=1), 100, SLICE)
+    assert (values[:, 4] == 1).all()
+    assert (values[:, 5] < 28).mean() > 0.8
+
+
+def test_a_slab_is_zoomed_along_its_first_axis_too() -> None:
+    """NVIDIA's nnU-Net has one factor for all axes, however thick the slices are."""
+    values = draws(Zoom(probability=1), 1000, SLAB)
+    np.testing.assert_array_equal(np.unique(values[:, 4]), [4, 5, 6])
+    assert np.abs(values[:, 4] - 6 * values[:, 5] / 28).max() <= 0.5 + 6 * 0.5 / 28
+
+
+def vector(patch: Shape, part: Shape) -> np.ndarray:
+    """The drawn vector of a patch that `part` of it fills."""
+    return np.array([1, *patch, *part], np.float32)
 
 
 @pytest.mark.parametrize("run", [in_graph, on_host])
@@ -88,7 +99,7 @@ def test_the_middle_fills_the_patch(run, context: DrawContext) -> None:  # noqa:
     inputs = [image for image, _ in made], [np.concatenate([label, 1 - label]) for _, label in made]
     images, labels = run(Zoom(), drawn, inputs)
     for place, values in enumerate(drawn):
-        part = tuple(values[1:].astype(int).tolist())
+        part = tuple(values[4:].astype(int).tolist())
         image, label = inputs[0][place], inputs[1][place]
         np.testing.assert_allclose(
             images[place], reference_image(image, part), atol=3 * TABLE * np.ptp(image)
@@ -100,7 +111,7 @@ def test_graph_and_host_use_the_same_table() -> None:
     """Far closer to each other than to the formula, on noise, where the weights matter most."""
     image = np.random.default_rng(0).normal(size=(1, 48, 48, 48)).astype(np.float32)
     inputs = [image] * 3, [np.zeros(image.shape, np.int16)] * 3
-    drawn = [np.array([1, part, part, part], np.float32) for part in (34, 41, 47)]
+    drawn = [vector((48, 48, 48), (part, part, part)) for part in (34, 41, 47)]
     for graph, host in zip(
         in_graph(Zoom(), drawn, inputs)[0], on_host(Zoom(), drawn, inputs)[0], strict=True
     ):
@@ -116,7 +127,7 @@ def test_labels_between_two_voxels_are_decided_alike(run) -> None:  # noqa: ANN0
         ((32, 32, 32), (24, 24, 24)),
     ):
         label = np.random.default_rng(0).integers(-1, 100, size=(1, *patch)).astype(np.int16)
-        drawn = np.array([1, *part], np.float32)
+        drawn = vector(patch, part)
         _, labels = run(Zoom(), [drawn], ([label.astype(np.float32)], [label]))
         np.testing.assert_array_equal(labels[0], reference_label(label, part))
 
@@ -125,3 +136,10 @@ def test_labels_between_two_voxels_are_decided_alike(run) -> None:  # noqa: ANN0
 def test_zooming_out_is_refused(low: float, high: float) -> None:
     with pytest.raises(UserError, match="low first"):
         Zoom(low=low, high=high)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 10), (10, 8, 10)], ids=["larger", "smaller"])
+def test_an_image_of_another_shape_than_the_patch_is_refused(shape: Shape) -> None:
+    image, label = random_block(shape, 1, seed=0)
+    with pytest.raises(ValueError, match=r"zoom: .* \(10, 10, 10\)"):
+        Zoom().compute(image, label, vector((10, 10, 10), (9, 9, 9)))

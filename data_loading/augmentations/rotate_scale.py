@@ -10,7 +10,7 @@ import numpy as np
 from nvidia.dali import fn
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
-from data_loading.augmentations.base import Augmentation, DrawContext, happens
+from data_loading.augmentations.base import Augmentation, DrawContext, check_low_high, happens
 from data_loading.kernels.warp import warp_image
 from data_loading.kernels.warp_label import warp_label, warp_label_nearest
 from utils.contracts import OUTSIDE_LABEL, Plan, Shape
@@ -24,6 +24,7 @@ ELONGATED = 1.5  # a 2-D patch with edges of a larger ratio turns by a small ang
 ELONGATED_DEGREES = 15.0
 PATCH = slice(1, 4)  # places in the drawn vector
 MATRIX = slice(4, 13)
+LARGEST_LABEL = 32767  # labels are int16
 ROUNDING = 0.01  # voxels
 
 
@@ -49,13 +50,19 @@ class RotateScale(Augmentation):
     low: float = 0.7
     high: float = 1.4
     nearest: bool = False
-    largest_label: int = 0  # `for_plan` sets it: the graph weighs the labels one by one
+    largest_label: int = 0  # `for_plan` raises it: the graph weighs the labels one by one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("degrees", 0.0, 180.0)
+        self._check_range("plane_degrees", 0.0, 180.0)
+        self._check_range("largest_label", 0, LARGEST_LABEL)
+        check_low_high(self.name, self.low, self.high)
 
     def for_plan(self, plan: Plan) -> RotateScale:
         """With all labels of the plan, the ignore label and the previous stage's among them."""
-        return replace(
-            self, largest_label=max(plan.num_labels - 1, plan.ignore_label or 0, plan.prior_labels)
-        )
+        labels = (plan.num_labels - 1, plan.ignore_label or 0, plan.prior_labels)
+        return replace(self, largest_label=max(self.largest_label, *labels))
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:
         """(happens, patch (d, h, w), matrix from patch to source offsets (d, h, w), row by row)."""
@@ -190,7 +197,9 @@ def _rotation(axis: int, angle: float) -> np.ndarray:
 
 
 def _middle(block: np.ndarray, shape: Shape) -> np.ndarray:
-    """The (C, *shape) part in the middle of a block."""
+    """The (C, *shape) part in the middle of a block; ValueError where the block is smaller."""
+    if any(given < size for given, size in zip(block.shape[1:], shape, strict=True)):
+        raise ValueError(f"rotate_scale: the block should hold a patch of {shape}, it has {block.shape[1:]}.")
     d, h, w = (
         slice((given - size) // 2, (given - size) // 2 + size)
         for given, size in zip(block.shape[1:], shape, strict=True)

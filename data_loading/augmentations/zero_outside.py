@@ -11,6 +11,7 @@ from nvidia.dali.types import Constant, DALIDataType
 
 from data_loading.augmentations.base import Augmentation, DrawContext, beside, happens
 from utils.contracts import OUTSIDE_LABEL, Plan
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -21,16 +22,30 @@ if TYPE_CHECKING:
 class ZeroOutside(Augmentation):
     """Sets `channels` to 0 where the first label map is -1: outside the non-zero mask of the case.
 
-    Done to every patch. A plan chooses the channels whose normaliser used the mask, which may be none.
+    Done to every patch. Without `channels` a plan chooses those whose normaliser used the mask, maybe none.
     """
 
     name: ClassVar[str] = "zero_outside"
     has_twin: ClassVar[bool] = True
-    channels: tuple[int, ...] = (0,)
+    channels: tuple[int, ...] = ()  # () stands for those of the plan
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(channel < 0 for channel in self.channels):
+            raise UserError(f"zero_outside: channels should be some of 0, 1, ..., got {self.channels}.")
 
     def for_plan(self, plan: Plan) -> ZeroOutside:
-        """With the channels that were normalised inside the mask."""
-        return replace(self, channels=tuple(np.flatnonzero(plan.uses_mask).tolist()))
+        """With the channels that were normalised inside the mask, unless others are named; UserError if the
+        plan lacks one of those.
+        """
+        if not self.channels:
+            return replace(self, channels=tuple(np.flatnonzero(plan.uses_mask).tolist()))
+        if max(self.channels) >= len(plan.uses_mask):
+            raise UserError(
+                f"zero_outside: channels should be below {len(plan.uses_mask)}, the number of the plan's "
+                f"channels, got {self.channels}."
+            )
+        return self
 
     def draw(self, random: np.random.Generator, context: DrawContext) -> np.ndarray:  # noqa: ARG002
         """(whether there are channels to clear,)."""

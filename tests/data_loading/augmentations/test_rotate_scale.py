@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from data_loading.augmentations import AUGMENTATIONS
 from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.rotate_scale import RotateScale
-from data_loading.kernels.warp import keeps_planes, lies_inside, position_limits, row_limits
 from data_loading.kernels.warp_label import MIXED, uniform_bricks, vote_at
 from data_loading.readers import StoredCase, open_volume
 from tests.data_loading.augmentation_tools import always, draws, in_graph, on_host, random_block
+from tests.data_loading.conftest import make_plan
+from utils.errors import UserError
 from utils.storage import write_array
 
 SOLID = DrawContext(patch=(16, 20, 18), num_channels=2)
@@ -105,6 +107,32 @@ def test_the_block_holds_every_corner_and_little_more(context: DrawContext) -> N
         reach = np.abs(matrices(one[None])[0] @ corners).max(axis=1)
         assert (reach <= (shape - 1) / 2 + 1e-4).all()
         assert (shape <= np.maximum(2 * reach + 4, context.patch)).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (-1.0, 1.4), (0.0, 1.4), (0.7, float("nan"))])
+def test_a_range_of_scales_that_is_none_is_refused(low: float, high: float) -> None:
+    with pytest.raises(UserError, match=f"rotate_scale: low and high .* low={low}, high={high}"):
+        RotateScale(low=low, high=high)
+
+
+@pytest.mark.parametrize("option", ["degrees=-1", "plane_degrees=181", "degrees=nan", "largest_label=-1"])
+def test_options_outside_their_range_are_refused_by_name(option: str) -> None:
+    name, _, value = option.partition("=")
+    with pytest.raises(UserError, match=rf"rotate_scale: {name} should be in 0\.\.\d+, got {value}"):
+        AUGMENTATIONS.build(f"rotate_scale:{option}")
+
+
+def test_a_plan_raises_the_largest_label_and_never_lowers_it() -> None:
+    plan = make_plan(SOLID.patch, 1)
+    assert RotateScale().for_plan(plan).largest_label == 2
+    assert RotateScale(largest_label=7).for_plan(plan).largest_label == 7
+
+
+def test_a_block_smaller_than_the_patch_is_refused_where_it_would_be_cut() -> None:
+    one = draws(RotateScale(rotation_probability=0, scale_probability=0), 1, SOLID)[0]
+    image, label = random_block((16, 18, 18), 2, seed=0)
+    with pytest.raises(ValueError, match="rotate_scale: the block should hold"):
+        PART.compute(image, label, one)
 
 
 # --- moved -------------------------------------------------------------------------------------------------
@@ -257,73 +285,3 @@ def test_reading_a_case_without_a_mask_says_outside_everywhere(stored_case: Stor
     assert maps.shape == (2, *SOLID.patch)
     assert (maps[0] == -1).all()
     np.testing.assert_array_equal(maps[1], PART.read(stored_case, (7, 7, 7), one)[1][0])
-
-
-# --- planes that keep their place --------------------------------------------------------------------------
-
-
-def turned_in_plane(origin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix and origin of a turn by 90 degrees whose positions lie well inside in plane."""
-    return np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32), np.array([origin, 15, 2], np.float32)
-
-
-@pytest.mark.parametrize(("depth", "plane"), [(1, 0), (9, 0), (9, 8)], ids=["only", "first", "last"])
-def test_a_turn_in_plane_needs_no_look_at_the_planes_beside_its_own(depth: int, plane: int) -> None:
-    """All of it takes the fast way, with or without another plane above."""
-    matrix, origin = turned_in_plane(1.0)
-    base = np.array([plane - 1, 0, 0])
-    assert keeps_planes(matrix, origin)
-    limits = position_limits((depth, 20, 20), base, True)  # noqa: FBT003 - a compiled function
-    assert lies_inside((1, 12, 12), matrix, origin, limits[0])
-    assert row_limits(origin, matrix, limits, (0, 5, 12)) == (0, 0, 12, 12)
-
-
-@pytest.mark.parametrize("plane", [-1, 9])
-def test_planes_beside_the_volume_are_not_touched(plane: int) -> None:
-    matrix, origin = turned_in_plane(1.0)
-    limits = position_limits((9, 20, 20), np.array([plane - 1, 0, 0]), True)  # noqa: FBT003
-    assert row_limits(origin, matrix, limits, (0, 5, 12)) == (12, 12, 12, 12)
-
-
-def test_planes_are_not_kept_between_two_planes_nor_where_they_tilt() -> None:
-    matrix, _ = turned_in_plane(1.0)
-    assert not keeps_planes(matrix, np.array([1.5, 0, 0], np.float32))
-    for place in range(3):
-        other = matrix.copy()
-        other[0, place] += np.float32(1e-6)
-        assert not keeps_planes(other, np.ones(3, np.float32))
-
-
-@pytest.mark.parametrize("depth", [1, 4])
-def test_single_slices_are_read_as_scipy_sees_them(tmp_path: Path, depth: int) -> None:
-    """Every slice of a volume, of one slice or more, and the places before and behind it."""
-    image, label = random_block((depth, 40, 44), 1, seed=2)
-    write_array(tmp_path / "b_x.npy", image)
-    write_array(tmp_path / "b_y.npy", label)
-    volumes = [open_volume(tmp_path / name, in_memory=False) for name in ("b_x.npy", "b_y.npy")]
-    case = StoredCase(image=volumes[0], label=volumes[1], prior=None)
-    for number, one in enumerate(draws(always(PART), 4 * (depth + 2), SLICE)):
-        start = (number % (depth + 2) - 1, 10, 12)
-        matrix, middle = matrices(one[None])[0], (np.array(SLICE.patch) - 1) / 2
-        settings = {"offset": start + middle - matrix @ middle, "output_shape": SLICE.patch}
-        expected = ndimage.affine_transform(
-            image[0].astype(np.float64), matrix, order=1, mode="grid-constant", **settings
-        )
-        read, maps = PART.read(case, start, one)
-        np.testing.assert_allclose(read[0], expected, atol=2e-3)
-        shares = np.stack(
-            [
-                ndimage.affine_transform(
-                    (label[0] == value).astype(float),
-                    matrix,
-                    order=1,
-                    mode="grid-constant",
-                    cval=float(value == -1),
-                    **settings,
-                )
-                for value in range(-1, 3)
-            ]
-        )
-        best = np.sort(shares, axis=0)
-        clear = best[-1] - best[-2] > 1e-3
-        np.testing.assert_array_equal(maps[0][clear], (shares.argmax(axis=0) - 1)[clear])

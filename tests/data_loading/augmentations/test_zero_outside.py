@@ -10,6 +10,7 @@ from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.zero_outside import ZeroOutside
 from tests.data_loading.augmentation_tools import draws, in_graph, on_host, random_block
 from tests.data_loading.conftest import make_plan
+from utils.errors import UserError
 
 CONTEXT = DrawContext(patch=(6, 8, 7), num_channels=3)
 ALWAYS = np.ones(1, np.float32)
@@ -30,7 +31,7 @@ def test_the_chosen_channels_are_zero_where_the_first_map_says_outside(run, chan
 
 
 @pytest.mark.parametrize("run", [in_graph, on_host])
-def test_without_channels_nothing_happens(run) -> None:  # noqa: ANN001
+def test_without_channels_or_a_plan_nothing_happens(run) -> None:  # noqa: ANN001
     part = ZeroOutside(channels=())
     image, label = random_block(CONTEXT.patch, 3, seed=0)
     drawn = draws(part, 1, CONTEXT)
@@ -40,13 +41,25 @@ def test_without_channels_nothing_happens(run) -> None:  # noqa: ANN001
 
 
 def test_it_is_done_to_every_sample() -> None:
-    np.testing.assert_array_equal(draws(ZeroOutside(), 100, CONTEXT), np.ones((100, 1)))
+    np.testing.assert_array_equal(draws(ZeroOutside(channels=(0,)), 100, CONTEXT), np.ones((100, 1)))
 
 
 def test_a_plan_chooses_the_channels_that_were_normalised_inside_the_mask() -> None:
     plan = make_plan((6, 8, 7), 3)
     assert ZeroOutside().for_plan(plan).channels == ()
     assert ZeroOutside().for_plan(replace(plan, uses_mask=(True, False, True))).channels == (0, 2)
+
+
+def test_a_plan_keeps_the_channels_that_a_user_named() -> None:
+    plan = replace(make_plan((6, 8, 7), 3), uses_mask=(True, False, True))
+    assert ZeroOutside(channels=(1,)).for_plan(plan).channels == (1,)
+
+
+def test_channels_that_the_plan_lacks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"zero_outside: channels .* below 3, .* got \(0, 3\)"):
+        ZeroOutside(channels=(0, 3)).for_plan(make_plan((6, 8, 7), 3))
+    with pytest.raises(UserError, match=r"zero_outside: channels .* got \(-1,\)"):
+        ZeroOutside(channels=(-1,))
 
 
 def test_channels_can_be_named_in_a_recipe() -> None:

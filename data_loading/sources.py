@@ -136,7 +136,7 @@ class WindowSource:
             else:
                 image = case.image.block(start, shape, fill=0.0)
         for part, values in on_host:
-            if values[0] or image.shape[1:] != self.rule.patch:
+            if values[0] or (part.reads and image.shape[1:] != self.rule.patch):
                 image, label = part.compute(image, label, values)
         return image, label
 

@@ -120,8 +120,8 @@ class Augmentation(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same change of host arrays: image (C, D, H, W) float32, label maps (L, D, H, W) int16.
 
-        Called only where `drawn[0]` is not 0, or the block is larger than the patch. Both arrays are
-        contiguous and the caller's own: they may be changed in place and returned.
+        Called only where `drawn[0]` is not 0; for a part that reads also where the block is larger than the
+        patch. Both arrays are contiguous and the caller's own: they may be changed in place and returned.
         """
         raise NotImplementedError(f"{self.name} has no twin on the host.")
 

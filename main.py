@@ -2,15 +2,25 @@
 
 import sys
 
-from scripts.run_options import RunOptions
 from utils.command import run_command
-from utils.options import parse
 
-DESCRIPTION = "Multi-task nnU-Net on DALI: train a fold, evaluate a checkpoint, predict scans."
+DESCRIPTION = (
+    "Multi-task nnU-Net on DALI: train a fold, evaluate a checkpoint, predict scans. "
+    "`main.py info [--json] [--full]` shows versions, devices and capabilities instead."
+)
 
 
 def main() -> None:
-    """Run what --exec_mode asks for."""
+    """Run what --exec_mode asks for, or `info` where that is the first word."""
+    if sys.argv[1:2] == ["info"]:
+        from scripts import info
+
+        info.start(sys.argv[2:])
+        return
+    # Imported here: `info` answers before NumPy is loaded.
+    from scripts.run_options import RunOptions
+    from utils.options import parse
+
     options = parse(RunOptions, sys.argv[1:], program="main.py", description=DESCRIPTION)
     if options.exec_mode == "train":
         from scripts import train

@@ -201,6 +201,7 @@ def _assemble(
         case_weights=_beside(weights[:, 0].clone(), image),
         mask_weights=_beside(weights[:, 1].clone(), image),
         case_ids=tuple(case.case_id for case in cases),
+        num_counted=int((weights[:, 0] > 0).sum()),
     )
 
 

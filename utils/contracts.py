@@ -170,7 +170,8 @@ class Batch:
     (B, 1, D_i, H_i, W_i) int16; with R regions (B, R, D_i, H_i, W_i) uint8, one binary channel each, and with
     an ignore label one more, the last, that marks it. class_target (B,) int64 with NO_CLASS where it is
     unknown; case_weights (B,) float32, 0 for a padded copy; mask_weights (B,) float32, the same but 0 for a
-    case without a mask too: what a label map counts in a loss.
+    case without a mask too: what a label map counts in a loss. num_counted is the number of case weights
+    above 0, known without asking the device.
     """
 
     image: Tensor
@@ -178,6 +179,7 @@ class Batch:
     class_target: Tensor | None
     case_weights: Tensor | None
     case_ids: tuple[str, ...]
+    num_counted: int
     mask_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:

@@ -65,25 +65,27 @@ class EpochReport(lightning.Callback):
         self._validated = False
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001, ARG002
-        """Count patches."""
-        self._patches += len(batch.case_ids) * trainer.world_size
+        """Count this rank's patches, without the copies that fill its last batch."""
+        self._patches += batch.num_counted
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Validation does not count as training time."""
         self._stop_clock()
         self._validated = True
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log and say what the epoch brought."""
         self._stop_clock()
         waited = self.loader.waited_seconds - self._waited_before
+        own_patches = torch.tensor(self._patches, device=pl_module.device)
+        patches = int(trainer.strategy.reduce(own_patches, reduce_op="sum"))
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             # Lightning keeps the last validation's numbers; an epoch without one must not repeat them.
             if self._validated or not name.startswith("val/")
         }
-        metrics["speed/patches_per_s"] = self._patches / max(self._train_seconds, 1e-9)
+        metrics["speed/patches_per_s"] = patches / max(self._train_seconds, 1e-9)
         metrics["speed/waiting_percent"] = 100 * waited / max(self._train_seconds, 1e-9)
         self._total_train_seconds += self._train_seconds
         metrics["train_s"] = self._total_train_seconds
@@ -111,6 +113,7 @@ def epoch_line(epoch: int, epochs: int | None, metrics: dict[str, float], plan: 
         )
     if "val/loss" in metrics:
         parts.append(f"val loss {metrics['val/loss']:.3f}")
+    if "val/dsc" in metrics:
         names = plan.label_names[1:]
         parts.append(
             "Dice " + ", ".join(f"{n} {metrics[f'val/dsc_{i}']:.3f}" for i, n in enumerate(names, start=1))

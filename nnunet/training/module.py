@@ -88,12 +88,24 @@ class MultiTaskModule(lightning.LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """The loss of one batch; sums stay on the device until the epoch ends."""
+        """The loss of one batch; sums over the counted cases stay on the device until the epoch ends."""
         terms = self.loss((self._compiled or self.network)(batch.image), batch)
-        size = len(batch.case_ids)
-        self.log("train/loss", terms.total.detach(), on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/loss_segmentation", terms.segmentation, on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/loss_class", terms.classification, on_step=False, on_epoch=True, batch_size=size)
+        means = {
+            "train/loss": terms.total.detach(),
+            "train/loss_segmentation": terms.segmentation,
+            "train/loss_class": terms.classification,
+        }
+        for name, value in means.items():
+            # A batch of copies alone is logged too: every rank takes part in reducing every name.
+            self.log(
+                name,
+                value if batch.num_counted else torch.zeros_like(value),
+                on_step=False,
+                on_epoch=True,
+                # Lightning averages the number of cases over the ranks and rounds it down: keep it whole.
+                batch_size=batch.num_counted * self.trainer.world_size,
+                sync_dist=True,
+            )
         return terms.total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
@@ -114,7 +126,7 @@ class MultiTaskModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Pool the cases of all ranks and log their scores."""
         results = pool_results(self._results)
-        self.scores = ValidationScores.from_results(results, self.plan)
+        self.scores = ValidationScores.from_results(results, self.plan, self.loss.class_loss_weight)
         for name, value in self.scores.metrics().items():
             self.log(name, value, rank_zero_only=False, batch_size=len(results))
 

@@ -107,13 +107,26 @@ def _refuse_impossible(options: TrainingOptions, machine: Machine) -> None:
         )
 
 
+def check_ranks(trainer: lightning.Trainer, *, rank: int, world_size: int) -> None:
+    """EnvironmentFault where the loader's part, `rank` of `world_size`, is not this process's.
+
+    Two processes that read the same part would train on some cases twice and on others never.
+    """
+    if (trainer.global_rank, trainer.world_size) != (rank, world_size):
+        raise EnvironmentFault(
+            f"The trainer runs this process as rank {trainer.global_rank} of {trainer.world_size}, but its "
+            f"loader was built for rank {rank} of {world_size}. --gpus times --nodes should be the number of "
+            "processes, and RANK (torchrun) or SLURM_PROCID (srun) this process's place among them."
+        )
+
+
 def last_checkpoint(results: Path) -> Path:
     """Where the newest checkpoint of a run lies."""
     return results / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
 
 
 def best_checkpoint(trainer: lightning.Trainer, results: Path) -> Path:
-    """The checkpoint with the best validation Dice; the last one where no epoch was validated."""
+    """The checkpoint with the best `val/score`; the last one where no epoch was validated."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             return Path(callback.best_model_path)
@@ -140,7 +153,7 @@ def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Ca
             ModelCheckpoint(
                 folder,
                 "epoch={epoch}",
-                monitor="val/dsc",
+                monitor="val/score",
                 mode="max",
                 auto_insert_metric_name=False,
                 enable_version_counter=False,

@@ -15,6 +15,8 @@ from nnunet.inference.sliding_window import VolumeOutput
 from nnunet.losses.multi_task import MultiTaskLoss
 from utils.contracts import NO_CLASS, Batch, ModelOutput, Plan
 
+UNKNOWN = float("nan")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
@@ -22,7 +24,9 @@ class CaseResult:
 
     case_id: str
     dice: tuple[float, ...]  # per foreground label; NaN where neither side has it
-    loss: float
+    has_foreground: bool  # whether there is a mask and any label in it
+    segmentation_loss: float  # NaN without a mask
+    class_loss: float  # not yet weighted; NaN where the class is unknown or the model has none
     class_target: int
     class_probs: tuple[float, ...]
 
@@ -32,28 +36,43 @@ class ValidationScores:
     """The scores of one validation epoch; class scores are None where the model has no class."""
 
     dice: tuple[float, ...]  # per foreground label; NaN where neither side of any case has it
+    has_foreground: bool  # whether any case's mask shows a label
     loss: float
     macro_f1: float | None
     constant_macro_f1: float | None
 
     @staticmethod
-    def from_results(results: Sequence[CaseResult], plan: Plan) -> ValidationScores:
-        """Means over the cases; macro-F1 over the pooled cases, never over batches."""
+    def from_results(results: Sequence[CaseResult], plan: Plan, class_loss_weight: float) -> ValidationScores:
+        """Means over the cases that have the number; macro-F1 over the pooled cases, never over batches.
+
+        The loss is put together as in training: segmentation + `class_loss_weight` * class. A term that no
+        case has counts 0.
+        """
         dice = np.array([result.dice for result in results], float).reshape(len(results), -1)
         means = [_mean_of_known(column) for column in dice.T]
+        segmentation = _mean_of_known(np.array([result.segmentation_loss for result in results]))
+        classification = _mean_of_known(np.array([result.class_loss for result in results]))
         macro_f1, baseline = _class_scores(results, plan)
         return ValidationScores(
             dice=tuple(means),
-            loss=float(np.mean([result.loss for result in results])),
+            has_foreground=any(result.has_foreground for result in results),
+            loss=float(np.nan_to_num(segmentation) + class_loss_weight * np.nan_to_num(classification)),
             macro_f1=macro_f1,
             constant_macro_f1=baseline,
         )
 
     def metrics(self) -> dict[str, float]:
-        """Names and values for the log; `val/dsc` is the mean over the labels that occur, 0 if none does."""
-        # A NaN here would stop the choice of the best epoch.
-        overall = np.nan_to_num(_mean_of_known(np.array(self.dice)))
-        values = {"val/loss": self.loss, "val/dsc": float(overall)}
+        """Names and values for the log.
+
+        `val/dsc` is the mean over the labels that occur; it is left out where no mask shows a label.
+        `val/score`, greater is better, chooses the best epoch: `val/dsc`, without it `val/macro_f1`, without
+        both minus `val/loss`. What it is depends on the cases alone, so it stays the same in all epochs.
+        """
+        values = {"val/loss": self.loss, "val/score": -self.loss}
+        if self.macro_f1 is not None:
+            values["val/score"] = self.macro_f1
+        if self.has_foreground:
+            values["val/dsc"] = values["val/score"] = _mean_of_known(np.array(self.dice))
         values |= {f"val/dsc_{label}": value for label, value in enumerate(self.dice, start=1)}
         if self.macro_f1 is not None and self.constant_macro_f1 is not None:
             values |= {"val/macro_f1": self.macro_f1, "val/macro_f1_constant": self.constant_macro_f1}
@@ -68,16 +87,19 @@ def case_result(output: VolumeOutput, batch: Batch, loss: MultiTaskLoss) -> Case
     volume = ModelOutput(label_logits=(output.label_logits.unsqueeze(0),), class_logits=class_logits)
     terms = loss(volume, batch)
     num_labels = output.label_logits.shape[0]
-    if batch.mask_weights is not None and batch.mask_weights[0] == 0:
-        dice = torch.full((num_labels - 1,), float("nan"))  # no mask was drawn to compare with
-    else:
+    has_mask = batch.mask_weights is None or bool(batch.mask_weights[0] > 0)
+    if has_mask:
         dice = dice_of(output.label_logits.argmax(dim=0), batch.label[0][0, 0], num_labels)
+    else:
+        dice = torch.full((num_labels - 1,), UNKNOWN)
     target = NO_CLASS if batch.class_target is None else int(batch.class_target[0])
     probs = () if output.class_probs is None else tuple(output.class_probs.tolist())
     return CaseResult(
         case_id=batch.case_ids[0],
         dice=tuple(dice.tolist()),
-        loss=float(terms.total),
+        has_foreground=has_mask and bool((batch.label[0][0, 0] > 0).any()),
+        segmentation_loss=float(terms.segmentation) if has_mask else UNKNOWN,
+        class_loss=float(terms.classification) if probs and target != NO_CLASS else UNKNOWN,
         class_target=target,
         class_probs=probs,
     )
@@ -106,7 +128,7 @@ def pool_results(results: Sequence[CaseResult]) -> list[CaseResult]:
 
 def _mean_of_known(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    return float(known.mean()) if known.size else UNKNOWN
 
 
 def _class_scores(results: Sequence[CaseResult], plan: Plan) -> tuple[float | None, float | None]:

@@ -35,6 +35,7 @@ def batch_of(*labels: Tensor, targets: tuple[int, ...], weights: tuple[float, ..
         class_target=torch.tensor(targets),
         case_weights=None if weights is None else torch.tensor(weights),
         case_ids=tuple(f"case_{index}" for index in range(len(targets))),
+        num_counted=len(targets) if weights is None else sum(weight > 0 for weight in weights),
     )
 
 

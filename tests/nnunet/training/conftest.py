@@ -32,6 +32,7 @@ class FixedBatches:
                 class_target=torch.tensor([index % 2]),
                 case_weights=None,
                 case_ids=(f"case_{index}",),
+                num_counted=1,
             )
             for index in range(count)
         ]

@@ -13,7 +13,7 @@ TRAINING = {
     "speed/waiting_percent": 1.26,
     "epoch_s": 9.87,
 }
-VALIDATION = {"val/loss": 0.4, "val/dsc_1": 0.91, "val/dsc_2": 0.5}
+VALIDATION = {"val/loss": 0.4, "val/dsc": 0.7, "val/dsc_1": 0.91, "val/dsc_2": 0.5}
 CLASSES = {"val/macro_f1": 0.6667, "val/macro_f1_constant": 0.4}
 
 
@@ -29,3 +29,8 @@ def test_an_epoch_without_validation_has_no_scores(make_plan: Callable[..., Plan
     assert epoch_line(1, 2, TRAINING, make_plan(num_classes=0)) == (
         "epoch 1/2 | loss 0.500 | 12.3 patches/s | waiting for data 1.3 % | 9.9 s"
     )
+
+
+def test_without_masks_to_validate_on_no_dice_is_said(make_plan: Callable[..., Plan]) -> None:
+    metrics = {**TRAINING, "val/loss": 0.4, "val/dsc_1": float("nan"), "val/dsc_2": float("nan"), **CLASSES}
+    assert "val loss 0.400 | macro-F1 0.667" in epoch_line(3, 10, metrics, make_plan())

@@ -3,10 +3,21 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nnunet.options import TrainingOptions
-from nnunet.training.trainer import Machine, choose_machine, epochs_of, last_checkpoint, precision_of
+from nnunet.training.trainer import (
+    Machine,
+    best_checkpoint,
+    build_trainer,
+    check_ranks,
+    choose_machine,
+    epochs_of,
+    last_checkpoint,
+    precision_of,
+)
 from utils.errors import EnvironmentFault
 
 
@@ -71,3 +82,27 @@ def test_max_epochs_wins_over_epochs() -> None:
 
 def test_the_last_checkpoint_has_a_fixed_name() -> None:
     assert last_checkpoint(Path("results")) == Path("results/checkpoints/last.ckpt")
+
+
+def plain_trainer(results: Path) -> lightning.Trainer:
+    return build_trainer(TrainingOptions(epochs=1), results, Machine(device="cpu"), 12.0, [])
+
+
+def test_a_loader_of_the_same_rank_is_accepted(tmp_path: Path) -> None:
+    check_ranks(plain_trainer(tmp_path), rank=0, world_size=1)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(1, 1), (0, 2), (1, 2)])
+def test_a_loader_of_another_rank_or_world_is_refused(tmp_path: Path, rank: int, world_size: int) -> None:
+    expected = f"process as rank 0 of 1, but its loader was built for rank {rank} of {world_size}"
+    with pytest.raises(EnvironmentFault, match=expected):
+        check_ranks(plain_trainer(tmp_path), rank=rank, world_size=world_size)
+
+
+def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path: Path) -> None:
+    trainer = plain_trainer(tmp_path)
+    checkpoints = [item for item in trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint)]
+    (best,) = [item for item in checkpoints if item.monitor]
+    assert (best.monitor, best.mode) == ("val/score", "max")
+    best.best_model_path = "epoch=3.ckpt"
+    assert best_checkpoint(trainer, tmp_path) == Path("epoch=3.ckpt")

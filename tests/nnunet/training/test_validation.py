@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,44 @@ def result(
     target: int = NO_CLASS,
     probs: tuple[float, ...] = (),
     loss: float = 0.0,
+    class_loss: float = NAN,
 ) -> CaseResult:
-    return CaseResult(case_id=name, dice=dice, loss=loss, class_target=target, class_probs=probs)
+    return CaseResult(
+        case_id=name,
+        dice=dice,
+        has_foreground=not all(math.isnan(value) for value in dice),
+        segmentation_loss=loss,
+        class_loss=class_loss,
+        class_target=target,
+        class_probs=probs,
+    )
+
+
+def scores_of(*results: CaseResult, plan: Plan) -> ValidationScores:
+    return ValidationScores.from_results(results, plan, class_loss_weight=0.5)
+
+
+def volume_batch(*, target: int, has_mask: bool = True) -> Batch:
+    label = torch.tensor([0, 1, 2, 2], dtype=torch.int16).view(1, 1, 1, 1, 4)
+    return Batch(
+        image=torch.zeros(1, 1, 1, 1, 4),
+        label=(label * has_mask,),
+        class_target=torch.tensor([target]),
+        case_weights=torch.ones(1),
+        mask_weights=torch.tensor([float(has_mask)]),
+        case_ids=("a",),
+        num_counted=1,
+    )
+
+
+def score_of(batch: Batch) -> CaseResult:
+    """The score of a volume segmented as `volume_batch` was drawn, its class 0 with probability 3/4."""
+    truth = torch.tensor([0, 1, 2, 2]).view(1, 1, 1, 4)
+    logits = 50.0 * (truth == torch.arange(3).view(3, 1, 1, 1)).float()
+    loss = MultiTaskLoss(
+        (1.0, 1.0), class_loss_weight=0.5, lesion_free_weight=1.0, batch_dice=False, lesion_label=2
+    )
+    return case_result(VolumeOutput(label_logits=logits, class_probs=torch.tensor([0.75, 0.25])), batch, loss)
 
 
 def test_dice_of_two_of_three_against_two_of_four_voxels() -> None:
@@ -40,20 +77,43 @@ def test_a_label_that_both_lack_is_nan_and_one_that_is_missed_or_invented_is_zer
 
 
 def test_a_nan_leaves_its_case_out_of_the_mean(make_plan: Callable[..., Plan]) -> None:
-    scores = ValidationScores.from_results([result("a", (0.8, NAN)), result("b", (0.4, 0.3))], make_plan())
+    scores = scores_of(result("a", (0.8, NAN)), result("b", (0.4, 0.3)), plan=make_plan())
     assert scores.dice == pytest.approx((0.6, 0.3))
     assert scores.metrics()["val/dsc"] == pytest.approx(0.45)
 
 
 def test_a_label_that_no_case_has_leaves_the_overall_mean(make_plan: Callable[..., Plan]) -> None:
-    scores = ValidationScores.from_results([result("a", (0.8, NAN))], make_plan())
+    scores = scores_of(result("a", (0.8, NAN)), plan=make_plan())
     assert math.isnan(scores.metrics()["val/dsc_2"])
     assert scores.metrics()["val/dsc"] == pytest.approx(0.8)
 
 
-def test_the_overall_mean_is_a_number_whatever_happens(make_plan: Callable[..., Plan]) -> None:
-    scores = ValidationScores.from_results([result("a", (NAN, NAN))], make_plan())
-    assert scores.metrics()["val/dsc"] == 0
+def test_the_best_epoch_is_chosen_by_dice_where_a_mask_shows_a_label(make_plan: Callable[..., Plan]) -> None:
+    metrics = scores_of(result("a", (0.8, 0.4), target=0, probs=(0.9, 0.1)), plan=make_plan()).metrics()
+    assert metrics["val/score"] == metrics["val/dsc"] == pytest.approx(0.6)
+
+
+def test_without_masks_it_is_chosen_by_macro_f1(make_plan: Callable[..., Plan]) -> None:
+    one, other = (
+        result(name, (NAN, NAN), loss=NAN, class_loss=3.0, target=target, probs=(0.9, 0.1))
+        for name, target in (("a", 0), ("b", 1))
+    )
+    metrics = scores_of(one, other, plan=make_plan()).metrics()
+    assert metrics["val/score"] == metrics["val/macro_f1"] == pytest.approx(1 / 3)
+    assert "val/dsc" not in metrics
+
+
+def test_without_masks_and_classes_it_is_chosen_by_the_loss(make_plan: Callable[..., Plan]) -> None:
+    metrics = scores_of(result("a", (NAN, NAN), loss=1.5), plan=make_plan()).metrics()
+    assert (metrics["val/score"], metrics["val/loss"]) == (-1.5, 1.5)
+
+
+def test_dice_does_not_choose_where_all_masks_are_empty(make_plan: Callable[..., Plan]) -> None:
+    # A voxel invented in one epoch and not in the next would change what the score is.
+    invented = replace(result("a", (0.0, NAN), loss=1.5), has_foreground=False)
+    metrics = scores_of(invented, plan=make_plan()).metrics()
+    assert metrics["val/score"] == -1.5
+    assert "val/dsc" not in metrics
 
 
 def test_macro_f1_is_pooled_over_the_cases_and_stands_beside_the_best_constant(
@@ -65,23 +125,31 @@ def test_macro_f1_is_pooled_over_the_cases_and_stands_beside_the_best_constant(
         result("c", (1.0, 1.0), target=1, probs=(0.4, 0.6)),
         result("d", (1.0, 1.0), probs=(0.4, 0.6)),
     ]
-    scores = ValidationScores.from_results(results, make_plan())
+    scores = scores_of(*results, plan=make_plan())
     assert scores.macro_f1 == pytest.approx(2 / 3)
     assert scores.constant_macro_f1 == pytest.approx((0.8 + 0) / 2)
 
 
 @pytest.mark.parametrize("num_classes", [0, 2])
 def test_without_known_classes_there_is_no_macro_f1(make_plan: Callable[..., Plan], num_classes: int) -> None:
-    scores = ValidationScores.from_results([result("a", (1.0, 1.0))], make_plan(num_classes=num_classes))
+    scores = scores_of(result("a", (1.0, 1.0)), plan=make_plan(num_classes=num_classes))
     assert scores.macro_f1 is None
     assert not [name for name in scores.metrics() if "macro" in name]
 
 
 def test_losses_are_averaged(make_plan: Callable[..., Plan]) -> None:
-    scores = ValidationScores.from_results(
-        [result("a", (1.0,), loss=1), result("b", (1.0,), loss=4)], make_plan()
-    )
+    scores = scores_of(result("a", (1.0,), loss=1), result("b", (1.0,), loss=4), plan=make_plan())
     assert scores.loss == 2.5
+
+
+def test_each_loss_is_averaged_over_the_cases_that_have_it(make_plan: Callable[..., Plan]) -> None:
+    results = [
+        result("both", (1.0,), loss=-0.5, class_loss=1.0),
+        result("only_mask", (1.0,), loss=-1.0),
+        result("only_class", (NAN,), loss=NAN, class_loss=3.0),
+        result("neither", (NAN,), loss=NAN),
+    ]
+    assert scores_of(*results, plan=make_plan()).loss == -0.75 + 0.5 * 2.0
 
 
 def test_each_case_counts_once_in_the_order_of_names() -> None:
@@ -90,20 +158,22 @@ def test_each_case_counts_once_in_the_order_of_names() -> None:
 
 
 def test_a_volume_is_scored_against_its_batch() -> None:
-    label = torch.tensor([0, 1, 2, 2], dtype=torch.int16).view(1, 1, 1, 1, 4)
-    logits = 50.0 * (label[0] == torch.arange(3).view(3, 1, 1, 1)).float()
-    batch = Batch(
-        image=torch.zeros(1, 1, 1, 1, 4),
-        label=(label,),
-        class_target=torch.tensor([1]),
-        case_weights=None,
-        case_ids=("a",),
-    )
-    loss = MultiTaskLoss(
-        (1.0, 1.0), class_loss_weight=0.5, lesion_free_weight=1.0, batch_dice=False, lesion_label=2
-    )
-    output = VolumeOutput(label_logits=logits, class_probs=torch.tensor([0.75, 0.25]))
-    scored = case_result(output, batch, loss)
+    scored = score_of(volume_batch(target=1))
     assert (scored.case_id, scored.dice, scored.class_target) == ("a", (1.0, 1.0), 1)
     assert scored.class_probs == (0.75, 0.25)
-    assert scored.loss == pytest.approx(-1 + 0.5 * math.log(4))
+    assert scored.has_foreground
+    assert scored.segmentation_loss == pytest.approx(-1)
+    assert scored.class_loss == pytest.approx(math.log(4))
+
+
+def test_a_case_without_a_class_has_no_class_loss() -> None:
+    scored = score_of(volume_batch(target=NO_CLASS))
+    assert math.isnan(scored.class_loss)
+    assert scored.segmentation_loss == pytest.approx(-1)
+
+
+def test_a_case_without_a_mask_has_neither_dice_nor_segmentation_loss() -> None:
+    scored = score_of(volume_batch(target=1, has_mask=False))
+    assert all(math.isnan(value) for value in (*scored.dice, scored.segmentation_loss))
+    assert not scored.has_foreground
+    assert scored.class_loss == pytest.approx(math.log(4))

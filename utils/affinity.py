@@ -1,4 +1,4 @@
-"""Which processors a training process runs on: those beside its GPU, shared out among the processes of a machine."""
+"""Which processors a training process runs on: those beside its GPU, shared out among the processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OLD_SPELLINGS = {  # of NVIDIA's nnU-Net, whose parser and function disagreed ab
     "single_unique": "socket_single_unique",
     "socket_unique_continuous": DEFAULT,
 }
-# What the first process was allowed. Lightning starts the others from it, after it has narrowed its own processors.
+# What the first process was allowed: Lightning starts the others from it, after it has narrowed itself.
 ALLOWED_VARIABLE = "NNUNET_ALLOWED_CPUS"
 
 
@@ -68,12 +68,13 @@ def place(choice: str, topology: Topology, local_rank: int) -> Placement:
     """Where the process of GPU `local_rank` runs.
 
     auto: as socket_unique_contiguous where the processors beside every GPU are known, else nothing.
-    socket: all processors beside the GPU. socket_single: the first core's first processor of these.
-    socket_single_unique: one processor of a core that no other process has. socket_unique_interleaved and
-    socket_unique_contiguous: an equal share of whole cores, every n-th or a run of neighbours. disabled: nothing.
+    socket: all processors beside the GPU. socket_single: the first processor of the first core of these.
+    socket_single_unique: one processor, of a core that no other process has. socket_unique_interleaved and
+    socket_unique_contiguous: an equal share of whole cores, every n-th or a run of neighbours.
+    disabled: nothing.
 
-    A GPU whose neighbours are not known counts as beside all cores. Where GPUs share fewer cores than there are of
-    them, each process gets all cores beside its GPU. `reason` says so in both cases.
+    A GPU whose neighbours are not known counts as beside all cores. Where there are fewer cores than GPUs to
+    share them, each process gets all cores beside its GPU. `reason` says so in both cases.
     """
     if not 0 <= local_rank < max(len(topology.near), 1):
         raise ValueError(f"local_rank should be below {len(topology.near)}, got {local_rank}.")
@@ -88,7 +89,7 @@ def place(choice: str, topology: Topology, local_rank: int) -> Placement:
             cpus=None, reason="Processors are not assigned: which lie beside a GPU is not known."
         )
     name = DEFAULT if choice == AUTO else choice
-    note = "" if known else " Which lie beside a GPU is not known: all of them count as near."
+    note = "" if known else " Which lie beside a GPU is not known: all count as near."
     pools = _pools(topology)
     if name.startswith("socket_unique") or name == "socket_single_unique":
         shares = _shares(pools, interleaved=name.endswith("interleaved"))
@@ -139,9 +140,10 @@ def _threads(cores: Iterable[Core], *, single: bool) -> frozenset[int]:
 
 
 def read_topology(bus_ids: Sequence[str | None], allowed: frozenset[int], root: Path = ROOT) -> Topology:
-    """The cores among the `allowed` processors, and what lies beside the GPUs at these PCI addresses, from sysfs.
+    """The cores among the `allowed` processors, and what lies beside the GPUs at these PCI addresses.
 
-    `root` is the folder that holds sys. A machine with one socket has every core beside every GPU.
+    From sysfs; `root` is the folder that holds sys. On a machine with one socket every core is beside every
+    GPU.
     """
     folder = root / "sys/devices/system/cpu"
     cores: dict[tuple[int, ...], Core] = {}
@@ -174,8 +176,8 @@ def _beside(bus_id: str | None, allowed: frozenset[int], root: Path) -> frozense
 def set_affinity(choice: str, local_rank: int, gpus: int) -> Placement:
     """Restrict this process, and the threads it starts from now on, to the processors of its GPU.
 
-    `gpus` is the number of the run's processes on this machine (0: no GPU). Call it before threads are started:
-    running ones keep their processors. Nothing is an error: what cannot be done is said in `reason`.
+    `gpus` is the number of the run's processes on this machine (0: no GPU). Call it before threads are
+    started: running ones keep their processors. What cannot be done is no error; `reason` says it.
     """
     choice = resolve_choice(choice)
     if choice == DISABLED or gpus < 1:

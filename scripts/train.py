@@ -71,6 +71,7 @@ def run(options: RunOptions) -> Path:
         callbacks = [EpochReport(fold.plan, run_log, loader), resumption, schedule]
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
+        training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
         trainer.fit(module, datamodule=DataModule(loader, volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.results)
         if trainer.is_global_zero and options.training.save_ckpt:

@@ -19,27 +19,25 @@ from data_loading.recipes import build_recipe
 from data_loading.residency import choose_residency, free_bytes, volume_bytes
 from data_loading.sources import SourceSettings, WindowSource
 from data_loading.targets import TargetRule, target_rule
-from nnunet.network import default_outputs, output_shapes
+from nnunet.network import output_shapes
 from nnunet.training.trainer import choose_machine
 from scripts import benchmark_record as records
-from scripts.assemble import prepared_folder, read_fold
+from scripts.assemble import architecture_of, prepared_folder, read_fold, with_filters
 from scripts.benchmark_meter import metered
+from scripts.benchmark_operators import operator_costs
 from scripts.run_options import RunOptions
 from utils.contracts import Batch, Plan, PreprocessedCase
 from utils.errors import UserError
-from utils.options import describe
 from utils.prepared_folder import list_prepared, read_plan
 from utils.run_log import say
-from utils.timing import summarise, waiter
+from utils.timing import waiter
 from utils.usage import Usage, peak_resident_bytes, usage_now
 
 if TYPE_CHECKING:
-    from scripts.benchmark import BenchmarkOptions
+    from scripts.benchmark_options import BenchmarkOptions
 
 MB = 1e6  # bytes
-MS_PER_S = 1e3
 COUNTED_SAMPLES = 200  # whose reads are counted; a mean over more says the same
-PLACES_OF_ONE_MACHINE = ("data", "results")  # options that say nothing elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,21 +63,17 @@ class LoaderWork:
 
 
 def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
-    """The options resolved as training resolves them; UserError if they ask for nothing to measure."""
-    for name in ("warmup", "train_batches", "repeats", "num_workers", "prefetch"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} should be at least 1, got {getattr(options, name)}.")
-    plan, cases = _cases_of(options)
-    if options.patch is not None:
-        if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):
-            raise UserError(f"--patch {options.patch} does not fit the plan, whose patch is {plan.patch}.")
-        plan = replace(plan, patch=options.patch)
+    """The options resolved as training resolves them; patches to predict are not augmented."""
+    plan, cases = cases_of(options)
     entries = build_catalogue(cases, plan)
     machine = choose_machine(options.device, gpus=1, nodes=1)
     residency = choose_residency(
         options.residency, volume_bytes=volume_bytes(entries), free_bytes=free_bytes()
     )
     has_gpu = machine.device == "cuda"
+    is_prediction = options.mode == "predict"
+    batches = options.test_batches if is_prediction else options.train_batches
+    outputs = architecture_of(options.network, plan).num_outputs
     return LoaderWork(
         plan=plan,
         entries=entries,
@@ -87,12 +81,12 @@ def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
             patch=plan.patch,
             batch_size=plan.batch_size if options.batch_size is None else options.batch_size,
             world_size=1,
-            steps_per_epoch=options.warmup + options.repeats * options.train_batches,
+            steps_per_epoch=options.warmup + options.repeats * batches,
             foreground_share=options.oversampling,
             seed=options.seed,
         ),
-        recipe=build_recipe(options.aug, plan),
-        targets=target_rule(plan, output_shapes(plan, default_outputs(plan))),
+        recipe=build_recipe(("none",) if is_prediction else options.aug, plan),
+        targets=target_rule(plan, output_shapes(plan, outputs)),
         shard=Shard(
             device_id=0 if has_gpu else None,
             num_threads=min(options.num_workers, os.cpu_count() or 1),
@@ -104,13 +98,20 @@ def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
     )
 
 
-def _cases_of(options: BenchmarkOptions) -> tuple[Plan, tuple[PreprocessedCase, ...]]:
+def cases_of(options: BenchmarkOptions) -> tuple[Plan, tuple[PreprocessedCase, ...]]:
+    """The folder's plan with the patch and the channels that were asked for, and its cases, or a fold's."""
     where = RunOptions(data=options.data, task=options.task, dim=options.dim, fold=options.fold or 0)
     if options.fold is not None:
         fold = read_fold(where)
-        return fold.plan, fold.training
-    folder = prepared_folder(where)
-    return read_plan(folder), list_prepared(folder)
+        plan, cases = fold.plan, fold.training
+    else:
+        folder = prepared_folder(where)
+        plan, cases = read_plan(folder), list_prepared(folder)
+    if options.patch is not None:
+        if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):
+            raise UserError(f"--patch {options.patch} does not fit the plan, whose patch is {plan.patch}.")
+        plan = replace(plan, patch=options.patch)
+    return with_filters(plan, options.network.filters), cases
 
 
 @dataclass(slots=True)
@@ -124,8 +125,14 @@ class Measured:
     device_mb: float | None = None
 
 
-def measure(work: LoaderWork, options: BenchmarkOptions) -> records.LoaderRecord:
-    """Take batches and do nothing with them."""
+def measure(options: BenchmarkOptions) -> records.LoaderRecord:
+    """Take batches and do nothing with them; with --operators the cost of every part as well."""
+    work = plan_of_work(options)
+    record = _measure(work, options)
+    return replace(record, operators=operator_costs(work)) if options.operators else record
+
+
+def _measure(work: LoaderWork, options: BenchmarkOptions) -> records.LoaderRecord:
     loader = work.loader()
     try:
         measured = _take(loader, work, options)
@@ -185,18 +192,17 @@ def _record(
 ) -> records.LoaderRecord:
     per_repeat = options.train_batches * work.rule.batch_size
     rates = [per_repeat / used.wall_s for used in measured.repeats]
-    named = {name: value for name, value in describe(options).items() if name not in PLACES_OF_ONE_MACHINE}
     return records.LoaderRecord(
         schema=records.SCHEMA,
         mode=options.mode,
         machine=records.machine_record(torch.cuda.get_device_name() if work.device != "cpu" else None),
-        options=named,
+        options=records.portable_options(options),
         settings=_settings(work),
         first_batch_s=measured.first_batch_s,
         patches_per_s=records.Spread(
             min=min(rates), median=median(rates), max=max(rates), repeats=tuple(rates)
         ),
-        ms_per_batch=_batch_times(measured.laps_s),
+        ms_per_batch=records.batch_times(measured.laps_s),
         delivered_mb_per_s=median(rates) / work.rule.batch_size * measured.voxel_bytes / MB,
         bytes_per_patch=records.Reads(
             cut=cut,
@@ -208,23 +214,12 @@ def _record(
     )
 
 
-def _batch_times(laps_s: Sequence[float]) -> records.BatchTimes:
-    laps = summarise(laps_s)
-    return records.BatchTimes(
-        mean=laps.mean_s * MS_PER_S,
-        p50=laps.median_s * MS_PER_S,
-        p90=laps.p90_s * MS_PER_S,
-        p95=laps.p95_s * MS_PER_S,
-        p99=laps.p99_s * MS_PER_S,
-    )
-
-
 def _processor(repeats: Sequence[Usage], patches_per_repeat: int) -> records.Processor:
     wall_s, process_s, machine_s = (
         sum(getattr(used, name) for used in repeats) for name in ("wall_s", "process_s", "machine_s")
     )
     return records.Processor(
-        ms_per_patch=process_s * MS_PER_S / (patches_per_repeat * len(repeats)),
+        ms_per_patch=process_s * records.MS_PER_S / (patches_per_repeat * len(repeats)),
         cores_busy=process_s / wall_s,
         machine_cores_busy=machine_s / wall_s,
     )

@@ -1,18 +1,23 @@
-"""What a benchmark of the loader found, as a record that JSON can hold, and the check of such a file."""
+"""What a benchmark of the loader found, what all results share, and the check of a loader's file."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from utils.errors import DatasetError
+from utils.options import describe
 from utils.storage import from_plain
+from utils.timing import summarise
 
 SCHEMA = 1
+MS_PER_S = 1e3
+PLACES_OF_ONE_MACHINE = ("data", "results")  # options that say nothing elsewhere
 PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numba", "numpy")
 
 
@@ -167,6 +172,23 @@ def check_record(data: Any, *, source: str) -> LoaderRecord:
     if wrong := [fault for fault, found in faults.items() if found]:
         raise DatasetError(f"{source}: {'; '.join(wrong)}. Measure again.")
     return record
+
+
+def portable_options(options: Any) -> dict[str, Any]:
+    """The options by name, without the folders of one machine."""
+    return {name: value for name, value in describe(options).items() if name not in PLACES_OF_ONE_MACHINE}
+
+
+def batch_times(laps_s: Sequence[float]) -> BatchTimes:
+    """Mean and percentiles of laps in seconds, in milliseconds."""
+    laps = summarise(laps_s)
+    return BatchTimes(
+        mean=laps.mean_s * MS_PER_S,
+        p50=laps.median_s * MS_PER_S,
+        p90=laps.p90_s * MS_PER_S,
+        p95=laps.p95_s * MS_PER_S,
+        p99=laps.p99_s * MS_PER_S,
+    )
 
 
 def machine_record(gpu: str | None) -> MachineRecord:

@@ -1,4 +1,4 @@
-"""`python scripts/benchmark.py --mode loader` from its arguments to its figures, on a phantom."""
+"""`python scripts/benchmark.py` from its arguments to its figures, on a phantom and on synthetic input."""
 
 import json
 import shutil
@@ -10,12 +10,15 @@ import pytest
 
 from benchmarks.cold_cache import measure_windows
 from benchmarks.cold_cache import summarise as summarise_reads
-from scripts.benchmark import RESULT_FILE, BenchmarkOptions, run
+from scripts.benchmark import BenchmarkOptions, result_file, run
 from scripts.benchmark_record import LoaderRecord, check_record
+from scripts.benchmark_report import LOG_FILE
+from scripts.benchmark_result import PredictRecord, PreprocessRecord, TrainRecord, check_result
 from utils.errors import UserError
 from utils.options import parse
 from utils.prepared_folder import list_prepared
-from utils.storage import read_json
+from utils.run_log import read_log
+from utils.storage import read_json, to_plain
 
 pytestmark = pytest.mark.story
 
@@ -26,7 +29,9 @@ SHORT += ("--train_batches", "2", "--repeats", "2")
 
 def bench(phantom, *flags: str) -> LoaderRecord:
     words = ["--data", str(phantom.prepared), *SHORT, *flags]
-    return run(parse(BenchmarkOptions, words, program="benchmark.py", description=""))
+    record = run(parse(BenchmarkOptions, words, program="benchmark.py", description=""))
+    assert isinstance(record, LoaderRecord)
+    return record
 
 
 def test_the_command_prints_one_line_of_json_from_any_folder(phantom, tmp_path: Path) -> None:
@@ -36,7 +41,8 @@ def test_the_command_prints_one_line_of_json_from_any_folder(phantom, tmp_path: 
     lines = done.stdout.splitlines()
     assert len(lines) == 1
     record = check_record(json.loads(lines[0]), source="standard output")
-    assert record == check_record(read_json(tmp_path / RESULT_FILE), source=RESULT_FILE)
+    name = result_file("loader")
+    assert record == check_record(read_json(tmp_path / name), source=name)
     assert "patches/s" in done.stderr
     assert str(tmp_path) not in done.stdout  # folders of one machine say nothing elsewhere
 
@@ -103,3 +109,68 @@ def test_on_a_cold_cache_the_loader_fetches_the_pages_of_the_window_and_no_more(
     assert [cost.resident for cost in ours] == [cost.touched for cost in ours]
     summary = summarise_reads(costs)
     assert summary["whole file"]["resident_mb"] >= summary["ours"]["resident_mb"] > 0
+
+
+# --- training, prediction, preprocessing -------------------------------------------------------------------
+
+MADE = ("--input", "synthetic", "--shape", "2", "8", "16", "16", "--filters", "4", "--batch_size", "2")
+QUICK = ("--device", "cpu", "--num_workers", "1", "--warmup", "1", "--train_batches", "2", "--repeats", "2")
+QUICK += ("--test_batches", "2")
+
+
+def result(*flags: str):
+    return run(parse(BenchmarkOptions, [*QUICK, *flags], program="benchmark.py", description=""))
+
+
+def test_synthetic_training_needs_no_folder_and_writes_record_and_log(tmp_path: Path) -> None:
+    words = ["--mode", "train", *MADE, "--classes", "3", *QUICK, "--json", "--results", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    record = check_result(json.loads(done.stdout.splitlines()[-1]), source="standard output")
+    assert isinstance(record, TrainRecord)
+    assert record == check_result(read_json(tmp_path / result_file("train")), source="the file")
+    assert (record.settings.classes, record.waiting_share) == (3, None)
+    lines = read_log(tmp_path / LOG_FILE)
+    units = {line["metric"]: line["metadata"]["unit"] for line in lines if line["type"] == "METADATA"}
+    assert (units["throughput_train"], units["latency_train_99"]) == ("images/s", "ms")
+    assert lines[-1]["step"] == []
+    assert lines[-1]["data"]["throughput_train"] == record.nvidia.throughput_train
+
+
+def test_the_order_of_axes_changes_no_number_beyond_rounding() -> None:
+    plain, last = (result("--mode", "train", *MADE, "--layout", order) for order in ("NCDHW", "NDHWC"))
+    assert last.last_loss == pytest.approx(plain.last_loss, rel=1e-4)
+    assert (plain.settings.layout, last.settings.layout) == ("NCDHW", "NDHWC")
+
+
+@pytest.mark.parametrize("dim", ["3", "2"])
+def test_training_on_real_patches_tells_the_share_of_waiting(phantom, dim: str) -> None:
+    record = result(
+        "--mode", "train", "--data", str(phantom.prepared), "--task", "500", "--dim", dim, "--aug", "none"
+    )
+    assert 0 <= record.waiting_share <= 1
+    assert record.settings.patch == ((8, 16, 16) if dim == "3" else (1, 16, 16))
+    assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
+
+
+@pytest.mark.parametrize("source", ["real", "synthetic"])
+def test_prediction_measures_patches_and_whole_volumes(phantom, source: str) -> None:
+    record = result("--mode", "predict", "--data", str(phantom.prepared), "--task", "500", "--input", source)
+    assert isinstance(record, PredictRecord)
+    assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
+    plain, mirrored = record.whole_volumes
+    assert mirrored.seconds_per_volume > plain.seconds_per_volume
+    if source == "synthetic":
+        assert plain.voxels == 16 * 32 * 32  # twice the patch along each axis
+    assert record.settings.augmentations == ()
+
+
+def test_preprocessing_is_measured_case_by_case(phantom) -> None:
+    record = result(
+        "--mode", "preprocess", "--data", str(phantom.raw.parent), "--task", "500", "--n_jobs", "1"
+    )
+    assert isinstance(record, PreprocessRecord)
+    assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
+    assert record.cases == 12
+    assert record.peak_resident_mb > 50
+    assert min(record.raw_mb, record.written_mb) > 0

@@ -1,0 +1,242 @@
+"""The network of a benchmark, its input, and the operations of one batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_preprocessing.planning import Grid, PlannerOptions, fit_patch
+from data_preprocessing.topology import total_stride
+from nnunet.network import Architecture, MultiTaskUNet, output_shapes
+from nnunet.precision import half_type
+from nnunet.training.trainer import choose_machine, precision_of
+from scripts.assemble import architecture_of, with_filters
+from scripts.benchmark_device import MS_PER_S, arithmetic_of, matrix_peaks
+from scripts.benchmark_loader import LoaderWork, cases_of, plan_of_work
+from scripts.benchmark_result import Arithmetic, NetworkSettings
+from utils.contracts import Batch, IntensityStats, ModelOutput, Plan, Shape
+from utils.errors import EnvironmentFault, UserError
+
+if TYPE_CHECKING:
+    from scripts.benchmark_options import BenchmarkOptions
+
+MANY_VOXELS = 1e12  # a data set large enough not to limit the batch
+NO_STATS = IntensityStats(mean=0.0, std=1.0, median=0.0, min=0.0, max=0.0, low=0.0, high=0.0)
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NetworkWork:
+    """A network on its device, and how it computes; `loader` is None with synthetic input."""
+
+    plan: Plan
+    architecture: Architecture
+    network: MultiTaskUNet
+    batch_size: int
+    device: str
+    half: torch.dtype | None  # of autocast; None: float32
+    channels_last: bool
+    loader: LoaderWork | None
+
+    def autocast(self) -> torch.autocast:
+        """As Lightning's mixed precision does it, without the cache of casted weights."""
+        return torch.autocast(
+            self.device, dtype=self.half, enabled=self.half is not None, cache_enabled=False
+        )
+
+    def arranged(self, image: Tensor) -> Tensor:
+        """(B, C, D, H, W) in the order of axes that is measured."""
+        if not self.channels_last:
+            return image
+        return image.contiguous(memory_format=torch.channels_last_3d)
+
+
+def network_work(options: BenchmarkOptions) -> NetworkWork:
+    """The plan, and the network that training would build for it, on the device."""
+    plan = _plan(options)
+    _refuse_untrainable(plan)
+    device = choose_machine(options.device, gpus=1, nodes=1).device
+    torch.manual_seed(options.seed)
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # as the trainer does
+    architecture = architecture_of(options.network, plan)
+    network = MultiTaskUNet(plan, architecture).to(device)
+    channels_last = options.layout == "NDHWC"
+    if channels_last:
+        network = network.to(memory_format=CHANNELS_LAST[network.dims])  # pyright: ignore[reportCallIssue]
+    is_real = options.input == "real"
+    return NetworkWork(
+        plan=plan,
+        architecture=architecture,
+        network=network,
+        batch_size=plan.batch_size if options.batch_size is None else options.batch_size,
+        device=device,
+        half=half_type(device) if precision_of(device, amp=options.amp) != "32-true" else None,
+        channels_last=channels_last,
+        loader=plan_of_work(options) if is_real else None,
+    )
+
+
+def _plan(options: BenchmarkOptions) -> Plan:
+    if options.shape is not None:
+        return with_filters(made_plan(options), options.network.filters)
+    plan, _ = cases_of(options)
+    divisor = total_stride(plan.stages)
+    if any(edge % step for edge, step in zip(plan.patch, divisor, strict=True)):
+        raise UserError(f"--patch {plan.patch} has to be a multiple of {divisor}, the plan's total stride.")
+    return plan
+
+
+def made_plan(options: BenchmarkOptions) -> Plan:
+    """A plan for the patch of --shape by the rules of planning; what only cases can tell is left neutral."""
+    assert options.shape is not None
+    channels, depth, height, width = options.shape
+    patch = (depth, height, width)
+    grid = Grid(
+        spacing_mm=options.spacing,
+        median_shape=(float(depth), float(height), float(width)),
+        dataset_voxels=MANY_VOXELS,
+        num_labels=options.labels,
+    )
+    fit = fit_patch(grid, PlannerOptions(preset=options.preset, patch_size=patch))
+    return Plan(
+        dataset="synthetic",
+        configuration="2d" if depth == 1 else "3d_fullres",
+        axis_order=(0, 1, 2),
+        median_shape=patch,
+        spacing_mm=options.spacing,
+        patch=patch,
+        batch_size=fit.batch_size,
+        stages=fit.topology.stages,
+        normalisers=("identity",) * channels,
+        uses_mask=(False,) * channels,
+        intensity=(NO_STATS,) * channels,
+        channel_names=tuple(f"channel {place}" for place in range(channels)),
+        label_names=("background", *(f"label {place}" for place in range(1, options.labels))),
+        class_names=tuple(f"class {place}" for place in range(options.classes)),
+        num_channels=channels,
+        num_labels=options.labels,
+        num_classes=options.classes,
+        preset=options.preset,
+    )
+
+
+def _refuse_untrainable(plan: Plan) -> None:
+    if plan.regions or plan.ignore_label is not None or plan.prior_labels:
+        raise UserError(
+            "The plan has regions, an ignore label or a previous stage, which training does not support yet. "
+            "Measure a dataset with plain labels, or --input synthetic with --shape."
+        )
+
+
+def synthetic_batch(work: NetworkWork, seed: int) -> Batch:
+    """Random voxels, labels and classes on the device, with the shapes that the loader would deliver."""
+    plan, size = work.plan, work.batch_size
+    generator = torch.Generator(work.device).manual_seed(seed)
+
+    def whole_numbers(most: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.randint(most, tuple(shape), generator=generator, device=work.device).to(dtype)
+
+    shapes = output_shapes(plan, work.architecture.num_outputs)
+    image = torch.randn(size, plan.num_channels, *plan.patch, generator=generator, device=work.device)
+    ones = torch.ones(size, device=work.device)
+    return Batch(
+        image=work.arranged(image),
+        label=tuple(whole_numbers(plan.num_labels, (size, 1, *shape), torch.int16) for shape in shapes),
+        class_target=whole_numbers(max(plan.num_classes, 1), (size,), torch.int64),
+        case_weights=ones,
+        case_ids=tuple(f"synthetic {place}" for place in range(size)),
+        num_counted=size,
+        mask_weights=ones,
+    )
+
+
+@contextmanager
+def batches_of(work: NetworkWork, seed: int) -> Iterator[Iterator[Batch]]:
+    """Batches in the order of axes that is measured: the loader's, or one synthetic batch without end."""
+    if work.loader is None:
+        yield itertools.repeat(synthetic_batch(work, seed))
+        return
+    loader = work.loader.loader()
+    try:
+        yield (replace(batch, image=work.arranged(batch.image)) for batch in loader)
+    finally:
+        loader.close()
+
+
+def forward_of(network: torch.nn.Module, *, is_compiled: bool) -> Callable[[Tensor], ModelOutput]:
+    """The network, or its compiled form; that one fails at its first call, as EnvironmentFault."""
+    if not is_compiled:
+        return network
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    compiled: Any = torch.compile(network)
+
+    def forward(image: Tensor) -> ModelOutput:
+        try:
+            return compiled(image)
+        except (TorchDynamoException, InductorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise EnvironmentFault(f"torch.compile failed ({reason}). Leave --compile away.") from error
+
+    return forward
+
+
+def operations_of(plan: Plan, architecture: Architecture, batch_size: int, *, is_training: bool) -> int:
+    """Floating-point operations of one batch, counted on tensors without voxels: no time, no memory."""
+    fake = FakeTensorMode()
+    with fake, FlopCounterMode(display=False) as counter:
+        network = MultiTaskUNet(plan, architecture).train(is_training)
+        image = torch.empty(batch_size, plan.num_channels, *plan.patch)
+        with torch.set_grad_enabled(is_training):
+            output = network(image)
+        if is_training:
+            ends = (*output.label_logits, *([] if output.class_logits is None else [output.class_logits]))
+            torch.autograd.backward([end.sum() for end in ends])
+    return counter.get_total_flops()
+
+
+def arithmetic(work: NetworkWork, mean_ms: float, *, is_training: bool) -> Arithmetic:
+    """The operations of a batch against the time it took and against the device's best."""
+    operations = operations_of(work.plan, work.architecture, work.batch_size, is_training=is_training)
+    tflops = operations / (mean_ms / MS_PER_S) / 1e12
+    peaks = matrix_peaks(work.device)
+    kind = arithmetic_of(work.device, work.half)
+    peak = next(found.tflops for found in peaks if found.kind == kind)
+    return Arithmetic(operations=operations, tflops=tflops, peaks=peaks, share_of_peak=tflops / peak)
+
+
+def settings_of(work: NetworkWork, options: BenchmarkOptions) -> NetworkSettings:
+    """What the options came to."""
+    plan = work.plan
+    strides: tuple[Shape, ...] = tuple(stage.stride for stage in plan.stages)
+    return NetworkSettings(
+        dataset=plan.dataset,
+        configuration=plan.configuration,
+        input=options.input,
+        augmentations=() if work.loader is None else tuple(map(repr, work.loader.recipe)),
+        channels=plan.num_channels,
+        labels=plan.num_labels,
+        classes=plan.num_classes,
+        patch=plan.patch,
+        batch_size=work.batch_size,
+        strides=strides,
+        filters=tuple(stage.channels for stage in plan.stages),
+        outputs=work.architecture.num_outputs,
+        parameters=sum(weight.numel() for weight in work.network.parameters()),
+        optimizer=options.optimiser.optimizer,
+        precision=precision_of(work.device, amp=options.amp),
+        arithmetic=arithmetic_of(work.device, work.half),
+        layout=options.layout,
+        compiled=options.compile,
+        device=work.device,
+    )

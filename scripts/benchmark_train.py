@@ -1,0 +1,212 @@
+"""The time of training steps: forward, loss, backward, optimiser, as the Lightning module takes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+
+from nnunet.inference.sliding_window import WindowRule
+from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.options import LossOptions
+from nnunet.training.module import ModuleSettings, MultiTaskModule
+from nnunet.training.optimisers import build_optimiser, set_learning_rate
+from scripts import benchmark_record as records
+from scripts.benchmark_device import DeviceClock, forget_peak_memory, memory_now
+from scripts.benchmark_network import (
+    NetworkWork,
+    arithmetic,
+    batches_of,
+    forward_of,
+    network_work,
+    settings_of,
+)
+from scripts.benchmark_result import NetworkMemory, NvidiaTraining, TrainRecord
+from utils.contracts import Batch, ModelOutput
+from utils.run_log import say
+from utils.timing import summarise
+
+if TYPE_CHECKING:
+    from scripts.benchmark_options import BenchmarkOptions
+
+
+@final
+@dataclass(eq=False)
+class TrainingStep:
+    """One optimisation step, the same numbers as MultiTaskModule's under Lightning; nothing is read back."""
+
+    work: NetworkWork
+    module: MultiTaskModule
+    forward: Callable[[Tensor], ModelOutput]
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clip: float
+    done: int = 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss of the batch, on the device."""
+        module = self.module
+        progress = module.clock.progress(self.done)
+        set_learning_rate(self.optimiser, module.schedule.factor(progress, self.done))
+        with self.work.autocast():
+            loss = module.loss(self.forward(batch.image), batch).total
+        self.optimiser.zero_grad()
+        self.scaler.scale(loss).backward()
+        # Both do nothing where no loss is scaled.
+        self.scaler.unscale_(self.optimiser)
+        module.configure_gradient_clipping(self.optimiser, self.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if module.averaged is not None:
+            module.averaged.update_parameters(module.network)
+        self.done += 1
+        return loss.detach()
+
+
+def training_step(work: NetworkWork, options: BenchmarkOptions) -> TrainingStep:
+    """The step of this network with the options' optimiser; the classes weigh alike."""
+    plan, loss = work.plan, LossOptions()
+    module = MultiTaskModule(
+        work.network,
+        MultiTaskLoss(
+            (1.0,) * max(plan.num_classes, 1),
+            class_loss_weight=loss.class_loss_weight,
+            lesion_free_weight=loss.lesion_free_weight,
+            batch_dice=plan.batch_dice,
+            lesion_label=plan.num_labels - 1,
+        ),
+        plan,
+        work.architecture,
+        ModuleSettings(
+            optimiser=options.optimiser,
+            window=WindowRule(patch=plan.patch),
+            total_steps=options.warmup + options.repeats * options.train_batches,
+        ),
+    ).to(work.device)
+    module.train()
+    is_scaled = work.half == torch.float16
+    return TrainingStep(
+        work=work,
+        module=module,
+        forward=forward_of(work.network, is_compiled=options.compile),
+        # As in MultiTaskModule.configure_optimizers.
+        optimiser=build_optimiser(work.network.parameters(), options.optimiser, fused=not is_scaled),
+        scaler=torch.amp.GradScaler(work.device, enabled=is_scaled),
+        clip=options.optimiser.gradient_clip_val,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The timed steps of one repeat, in seconds of the device's clock."""
+
+    wall_s: float
+    laps_s: tuple[float, ...]  # from the end of one step to the end of the next
+    waits_s: tuple[float, ...]  # of each lap, until its batch was there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """The clock's readings of a whole run."""
+
+    first_step_s: float
+    stretches: tuple[Stretch, ...]
+    memory: NetworkMemory
+    last_loss: float
+
+
+def measure(options: BenchmarkOptions) -> TrainRecord:
+    """Warm up, time the steps, then count operations and the device's peak."""
+    work = network_work(options)
+    step = training_step(work, options)
+    with batches_of(work, options.seed) as batches:
+        timed = _timed(step, batches, options)
+    return _record(work, options, timed)
+
+
+def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptions) -> Timed:
+    clock = DeviceClock(step.work.device)
+    started = time.perf_counter()
+    loss = step(next(batches))
+    clock.wait()
+    first_step_s = time.perf_counter() - started
+    for _ in range(options.warmup - 1):
+        loss = step(next(batches))
+    forget_peak_memory(clock.device)
+    stretches = []
+    for number in range(options.repeats):
+        clock.wait()
+        started = time.perf_counter()
+        ends, ready = [clock.mark()], []
+        for _ in range(options.train_batches):
+            batch = next(batches)
+            ready.append(clock.mark())
+            loss = step(batch)
+            ends.append(clock.mark())
+        clock.wait()
+        wall_s = time.perf_counter() - started
+        stretches.append(stretch_of(clock.seconds([ends[0], *ready, *ends[1:]]), wall_s))
+        rate = options.train_batches * step.work.batch_size / wall_s
+        say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
+    return Timed(
+        first_step_s=first_step_s,
+        stretches=tuple(stretches),
+        memory=memory_now(clock.device),
+        last_loss=float(loss),
+    )
+
+
+def stretch_of(seconds: Sequence[float], wall_s: float) -> Stretch:
+    """The laps of the marks (start, each batch ready, each step ended)."""
+    steps = len(seconds) // 2
+    ready, ends = seconds[1 : steps + 1], [seconds[0], *seconds[steps + 1 :]]
+    return Stretch(
+        wall_s=wall_s,
+        laps_s=tuple(end - before for before, end in zip(ends, ends[1:], strict=False)),
+        waits_s=tuple(at - before for before, at in zip(ends, ready, strict=False)),
+    )
+
+
+def waiting_share(stretches: Sequence[Stretch]) -> float:
+    """The part of the time in which the device had no batch to work on."""
+    waited = sum(sum(stretch.waits_s) for stretch in stretches)
+    return waited / sum(sum(stretch.laps_s) for stretch in stretches)
+
+
+def nvidia_training(stretches: Sequence[Stretch], batch_size: int) -> NvidiaTraining:
+    """NVIDIA's definition: differences of consecutive ends of steps; a stretch of one step has its own."""
+    laps = summarise([lap for s in stretches for lap in (s.laps_s[1:] or s.laps_s)])
+    return NvidiaTraining(
+        throughput_train=batch_size / laps.mean_s,
+        latency_train_mean=laps.mean_s * records.MS_PER_S,
+        latency_train_90=laps.p90_s * records.MS_PER_S,
+        latency_train_95=laps.p95_s * records.MS_PER_S,
+        latency_train_99=laps.p99_s * records.MS_PER_S,
+    )
+
+
+def _record(work: NetworkWork, options: BenchmarkOptions, timed: Timed) -> TrainRecord:
+    stretches = timed.stretches
+    rates = tuple(len(s.laps_s) * work.batch_size / s.wall_s for s in stretches)
+    times = records.batch_times([lap for s in stretches for lap in s.laps_s])
+    gpu = torch.cuda.get_device_name() if work.device == "cuda" else None
+    return TrainRecord(
+        schema=records.SCHEMA,
+        mode=options.mode,
+        machine=records.machine_record(gpu),
+        options=records.portable_options(options),
+        settings=settings_of(work, options),
+        first_step_s=timed.first_step_s,
+        patches_per_s=records.Spread(min=min(rates), median=median(rates), max=max(rates), repeats=rates),
+        ms_per_step=times,
+        waiting_share=None if work.loader is None else waiting_share(stretches),
+        arithmetic=arithmetic(work, times.mean, is_training=True),
+        memory_mb=timed.memory,
+        last_loss=timed.last_loss,
+        nvidia=nvidia_training(stretches, work.batch_size),
+    )

@@ -1,7 +1,7 @@
 """Makes requirements-container.txt anew from requirements.txt; takes about a minute.
 
 Asks pip, without installing anything, for the wheels that Python 3.12 takes on x86_64 and aarch64, with DALI
-for CUDA 12 and for CUDA 13, and writes versions and hashes. torch, torchvision and NumPy are the base image's.
+for CUDA 12 and for CUDA 13, and writes versions and hashes. torch, torchvision and NumPy come with the base.
 """
 
 from __future__ import annotations

@@ -58,6 +58,15 @@ def test_memory_limit_under_cgroup_1(tmp_path: Path) -> None:
     assert read_memory(tmp_path).container_limit_bytes == 700000
 
 
+def test_the_number_for_no_limit_under_cgroup_1_is_none(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        proc__self__cgroup="4:memory:/\n",
+        sys__fs__cgroup__memory__memoryDOTlimit_in_bytes="9223372036854771712\n",
+    )
+    assert read_memory(tmp_path).container_limit_bytes is None
+
+
 def test_a_machine_without_proc_has_unknown_memory(tmp_path: Path) -> None:
     memory = read_memory(tmp_path)
     assert (memory.total_bytes, memory.available_bytes, memory.container_limit_bytes) == (None, None, None)

@@ -100,6 +100,13 @@ def test_a_run_leaves_trace_and_table(
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["summary.txt", "trace.json"]
 
 
+def test_the_first_steps_are_left_out(tmp_path: Path) -> None:
+    fit(tmp_path, steps=34)
+    events = json.loads((tmp_path / "profile/trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
+    assert steps == {f"ProfilerStep#{step}" for step in range(12, 32)}
+
+
 def test_later_epochs_are_not_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, steps=3, epochs=3)
     assert capsys.readouterr().err.count("Profile of") == 1

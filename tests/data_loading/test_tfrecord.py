@@ -62,8 +62,10 @@ def test_every_case_is_on_one_rank_in_every_pass(
 ) -> None:
     folder, out = converted(num_cases)
     ranks = [TfRecordVolumes(out, Shard(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    first = [names(volumes) for volumes in ranks]
     for _ in range(3):
         shown = [names(volumes) for volumes in ranks]
+        assert shown == first
         assert sorted(name for rank in shown for name in rank) == [f"case_{i:02d}" for i in range(num_cases)]
         assert [len(rank) for rank in shown] == [len(volumes) for volumes in ranks]
         assert max(map(len, shown)) - min(map(len, shown)) <= 1

@@ -193,6 +193,20 @@ def test_a_second_conversion_replaces_the_first_and_is_equal(folder: Path, out: 
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
+def test_a_conversion_that_breaks_off_is_not_taken_for_a_whole_one(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(ConvertOptions(data=folder, results=out))
+
+    def break_off(payload: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_preprocessing.convert2tfrec.record_pieces", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        convert(ConvertOptions(data=folder, results=out))
+    assert names(out) == []
+
+
 def test_a_case_of_the_test_set_has_a_label_of_minus_one(folder: Path, out: Path) -> None:
     case = read_prepared_case(folder, "a")
     write_prepared_case(folder, replace(case, label=None, foreground=None))

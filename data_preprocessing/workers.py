@@ -1,14 +1,19 @@
-"""The two passes over all cases in parallel processes; what goes wrong in one case comes back as a value."""
+"""The two passes over all cases in parallel processes, of this machine or of a Dask cluster.
+
+What goes wrong in one case comes back as a value.
+"""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from data_preprocessing.cases import load_case
@@ -21,6 +26,8 @@ from utils.contracts import Dataset, Plan, RawCase, Shape, Spacing
 from utils.errors import EnvironmentFault, UserError
 from utils.prepared_folder import CASE_FILES, case_file
 from utils.run_log import progress
+
+CONNECT_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,53 @@ class CaseOutcome:
             f"{self.case_id}: shape {' x '.join(map(str, self.shape))}, raw spacing {spacing} mm, "
             f"mean {self.mean:.3f}, std {self.std:.3f}, {self.seconds:.2f} s"
         )
+
+
+@contextmanager
+def on_cluster(address: str | None) -> Iterator[None]:
+    """Passes inside the block run on the workers of the Dask scheduler at `address`; None: on this machine.
+
+    The workers need this project on their PYTHONPATH, and the same folders under the same names. The cases
+    of a worker that dies are given to the others. EnvironmentFault if package, scheduler or workers are
+    missing, or the workers lack the project.
+    """
+    if address is None:
+        yield
+        return
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise EnvironmentFault(
+            "--cluster needs the package distributed, here and on the workers: pip install distributed."
+        ) from error
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"No Dask scheduler answers at --cluster {address}: {error}.") from error
+    with client:
+        _check_workers(client, address)
+        try:
+            with parallel_config("dask", client=client, n_jobs=-1):
+                yield
+        except KilledWorker as error:
+            raise EnvironmentFault(
+                f"Several workers of {address} died over one task, probably because memory ran out. Give "
+                "each more memory, then start again; finished cases are kept."
+            ) from error
+
+
+def _check_workers(client: Any, address: str) -> None:
+    if not client.ncores():
+        raise EnvironmentFault(
+            f"The Dask scheduler at {address} has no workers. Start: dask worker {address}"
+        )
+    try:
+        client.run(importlib.import_module, __name__)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"The workers of {address} cannot import {error.name}. Start them with this project on the path: "
+            f"PYTHONPATH={Path(__file__).resolve().parents[1]} dask worker {address} --nthreads 1"
+        ) from error
 
 
 def survey_cases(
@@ -107,7 +161,7 @@ def _without_cases(dataset: Dataset) -> Dataset:
 
 
 def _run_parallel(jobs: Sequence[Any], *, num_jobs: int, label: str) -> Iterator[Any]:
-    """The results of joblib's `jobs` as they come; `num_jobs` -1 uses every core."""
+    """The results of joblib's `jobs` as they come; `num_jobs` -1 uses every core, a cluster all its own."""
     available = cpu_count() if num_jobs < 0 else num_jobs
     pool = Parallel(n_jobs=max(1, min(available, len(jobs))), return_as="generator_unordered")
     try:

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
 from data_loading.catalogue import Entry, build_catalogue, refuse_aimless, refuse_unpaired
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule, class_balanced_limits
@@ -21,12 +25,13 @@ from nnunet.training.module import ModuleSettings
 from nnunet.training.trainer import Machine, epochs_of
 from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
-from utils.errors import DatasetError, UserError
+from utils.errors import DatasetError, EnvironmentFault, UserError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
 from utils.run_log import say
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
 PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
+LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment)
 PREPARATION = (
     "axis_order",
     "spacing_mm",
@@ -214,26 +219,53 @@ def module_settings(options: RunOptions, fold: FoldCases, steps_per_epoch: int) 
 
 
 def shard_of(options: RunOptions, machine: Machine) -> Shard:
-    """This process's part of the work; torchrun, Lightning's launcher or SLURM's srun set the ranks."""
+    """This process's part of the work, as torchrun, SLURM's srun or Lightning's launcher numbered it."""
     if options.loader.num_workers < 1 or options.loader.prefetch < 1:
         raise UserError(
             f"--num_workers and --prefetch have to be at least 1, got {options.loader.num_workers} and "
             f"{options.loader.prefetch}."
         )
     world_size = machine.gpus * machine.nodes
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    counted = int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", counted)))
+    rank, local = _place_among(machine) if world_size > 1 else (0, _only_place())
     has_gpu = machine.device == "cuda"
     place = options.loader.augment_in
     return Shard(
-        rank=rank if world_size > 1 else 0,
+        rank=rank,
         world_size=world_size,
         device_id=local if has_gpu else None,
         num_threads=max(1, min(options.loader.num_workers, os.cpu_count() or 1)),
         prefetch=options.loader.prefetch,
         on_host=place == "host" or (place == "auto" and not has_gpu),
     )
+
+
+def _place_among(machine: Machine) -> tuple[int, int]:
+    """Rank over all nodes and on this one; launchers are asked in Lightning's order, with its conditions."""
+    try:
+        launched = next((kind() for kind in LAUNCHERS if kind.detect()), None)
+    except RuntimeError as error:  # srun without --ntasks-per-node
+        raise EnvironmentFault(str(error)) from error
+    if (
+        launched is None
+    ):  # Lightning starts the processes; it numbers those of a node, and NODE_RANK the nodes
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local, local
+    if launched.world_size() != machine.gpus * machine.nodes:
+        raise EnvironmentFault(
+            f"{launched.world_size()} processes were started, but --gpus {machine.gpus} times --nodes "
+            f"{machine.nodes} is {machine.gpus * machine.nodes}. Give both as the launcher has them."
+        )
+    return launched.global_rank(), launched.local_rank()
+
+
+def _only_place() -> int:
+    """0; EnvironmentFault where torchrun started several processes, each of which would train alone."""
+    if TorchElasticEnvironment.detect() and (started := TorchElasticEnvironment().world_size()) > 1:
+        raise EnvironmentFault(
+            f"torchrun started {started} processes, but --gpus times --nodes is 1. On the CPU, add "
+            f"--device cpu; then give --gpus as --nproc_per_node has it, and --nodes as --nnodes."
+        )
+    return 0
 
 
 def training_entries(options: RunOptions, fold: FoldCases) -> tuple[Entry, ...]:
@@ -297,3 +329,13 @@ def build_volume_loader(fold: FoldCases, shard: Shard) -> VolumeLoader:
     """The whole volumes of the fold's validation cases."""
     entries: tuple[Entry, ...] = build_catalogue(fold.validation, fold.plan)
     return VolumeLoader(entries, target_rule(fold.plan, (fold.plan.patch,)), shard)
+
+
+def summary(fold: FoldCases, loader: TrainingLoader, network: torch.nn.Module) -> str:
+    """What is trained on what, in one line."""
+    millions = sum(weight.numel() for weight in network.parameters()) / 1e6
+    return (
+        f"{len(fold.training)} cases, {len(fold.validation)} held out, "
+        f"patch {'x'.join(map(str, fold.plan.patch))}, batch {loader.rule.batch_size}, "
+        f"{len(loader)} steps per epoch, {millions:.2f} M parameters"
+    )

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
 from utils.command import run_command
+from utils.errors import UserError
 from utils.options import parse
 from utils.run_log import RunLog, say
 
@@ -30,6 +31,8 @@ def evaluate(options: RunOptions) -> Path:
     from scripts.final_validation import validate_fold
     from scripts.model_run import find_checkpoint
 
+    if options.shard is not None:
+        raise UserError("--shard is for --exec_mode predict: scores belong to all cases together.")
     checkpoint = options.ckpt_path or find_checkpoint(options.results)
     with RunLog(options.results / options.logname) as run_log:
         return validate_fold(options, read_fold(options), checkpoint, run_log)
@@ -41,10 +44,12 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     from scripts.assemble import cases_to_predict, refuse_other_preparation
     from scripts.evaluation_page import PREDICTIONS_FILE, print_result
     from scripts.model_run import open_model, prediction_row, write_predictions_table
+    from scripts.prediction_shard import PredictionShard
     from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask
     from utils.prepared_folder import read_plan
     from utils.storage import write_array
 
+    shard = PredictionShard.parse(options.shard)
     model = open_model(options)
     plan = model.model.plan
     cases = cases_to_predict(options)
@@ -54,16 +59,18 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     name = f"preds_task_{Path(options.task).name}_dim_{options.dim}_fold_{options.fold}{tta}"
     folder = options.output or options.results / name
     rows, overlaps = [], []
-    for answer in predict_prepared(model, cases):
+    for answer in predict_prepared(model, shard.share_of(cases, lambda case: case.case_id)):
         write_mask(folder, answer)
         if options.save_preds:
             write_array(folder / "npy" / f"{answer.case.case_id}.npy", answer.mask.transpose())
         rows.append(
             prediction_row(answer.prediction, answer.mask, answer.case.footprint.native_spacing_mm, plan)
         )
-        if overlap := score_answer(answer, plan, folder):
+        # A part is not scored: its summary would stand in the folder for the whole.
+        if shard.is_whole and (overlap := score_answer(answer, plan, folder)):
             overlaps.append(overlap)
-    write_predictions_table(folder / PREDICTIONS_FILE, rows, plan)
+    table = shard.file_of(folder / PREDICTIONS_FILE)
+    write_predictions_table(table, rows, plan)
     if overlaps:
         resampling = Resampling(seed=options.seed)
         write_summaries(folder, overlaps)
@@ -71,7 +78,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
         print_result(
             summarise_segmentation(overlaps, resampling=resampling), classes, folder / "summary.json"
         )
-    say(f"{len(rows)} masks and {PREDICTIONS_FILE} in {folder}")
+    say(f"{len(rows)} masks and {table.name} in {folder}")
     return folder
 
 

@@ -16,6 +16,7 @@ from data_preprocessing.restore import restore_label
 from data_preprocessing.scans import read_scans
 from data_preprocessing.volume_io import write_volume
 from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
+from scripts.prediction_shard import PredictionShard
 from scripts.run_options import RunOptions
 from utils.contracts import Plan, Prediction, RawCase
 from utils.errors import DatasetError
@@ -43,9 +44,10 @@ class ReadyScan:
 def predict_scans(options: RunOptions) -> Path:
     """Predict every scan of `--input` into `--output`; a bad scan is reported and the others go on."""
     assert options.input is not None  # the caller chose this story because of it
+    shard = PredictionShard.parse(options.shard)
     run = open_model(options)
     plan = run.model.plan
-    scans = _scans_of(options, run)
+    scans = shard.share_of(_scans_of(options, run), lambda scan: scan.case_id)
     folder = options.output or options.results / PREDICTIONS
     say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
     started = time.perf_counter()
@@ -62,10 +64,11 @@ def predict_scans(options: RunOptions) -> Path:
             if len(pending) > MAX_PENDING:
                 rows.append(pending.popleft().result())
         rows.extend(future.result() for future in pending)
-    write_predictions_table(folder / TABLE, rows, plan)
+    table = shard.file_of(folder / TABLE)
+    write_predictions_table(table, rows, plan)
     seconds = time.perf_counter() - started
     write_json(
-        folder / "run.json",
+        shard.file_of(folder / "run.json"),
         {
             "options": describe(options),
             "cases": len(rows),
@@ -74,7 +77,7 @@ def predict_scans(options: RunOptions) -> Path:
         },
     )
     say(
-        f"{len(rows)} masks and {TABLE} in {folder}, {seconds:.1f} s "
+        f"{len(rows)} masks and {table.name} in {folder}, {seconds:.1f} s "
         f"({seconds / max(len(scans), 1):.2f} s per scan)"
     )
     if failures:
@@ -110,10 +113,11 @@ def _scans_of(options: RunOptions, run: ModelRun) -> tuple[RawCase, ...]:
 def _ready_scans(scans: Sequence[RawCase], plan: Plan) -> Iterator[ReadyScan]:
     with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(_prepare, scans[0], plan) if scans else None
-        for upcoming in (*scans[1:], None):
-            assert ahead is not None
+        upcoming = iter(scans[1:])
+        while ahead is not None:
             ready = ahead.result()
-            ahead = reader.submit(_prepare, upcoming, plan) if upcoming else None
+            following = next(upcoming, None)
+            ahead = reader.submit(_prepare, following, plan) if following else None
             yield ready
 
 

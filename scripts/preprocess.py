@@ -43,6 +43,9 @@ class PreprocessOptions:
     """Number type of the stored images."""
     n_jobs: int = -1
     """Processes that work on cases at the same time; -1: one per core."""
+    cluster: str | None = None
+    """Address of a Dask scheduler, as tcp://host:8786: its workers check and prepare the cases instead. They
+    need this project on their PYTHONPATH and the same folders."""
     keep_plan: bool = False
     """Keep the plan of the folder although the dataset has changed since."""
     allow_external: bool = False
@@ -55,17 +58,18 @@ class PreprocessOptions:
 def run(options: PreprocessOptions) -> Path:
     """Prepare the cases and return their folder; raises UserError with everything that is wrong."""
     # Imported here, so that --help does not wait for the readers.
-    from data_preprocessing.workers import prepare_cases
+    from data_preprocessing.workers import on_cluster, prepare_cases
     from scripts import preprocess_steps as steps
 
     if options.n_jobs == 0:
         raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
     start_s = time.perf_counter()
     work = steps.open_work(options)
-    found = steps.survey(work, options)
-    plan = steps.choose_plan(work, found, options)
-    recipe, todo = steps.start_folder(work, found, plan, options)
-    outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs)
+    with on_cluster(options.cluster):
+        found = steps.survey(work, options)
+        plan = steps.choose_plan(work, found, options)
+        recipe, todo = steps.start_folder(work, found, plan, options)
+        outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs)
     for outcome in outcomes:
         if outcome.error:
             say(f"Case {outcome.case_id} failed. {outcome.error}")

@@ -33,9 +33,13 @@ class RunOptions:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: a GPU where there is one."""
     gpus: int = 1
-    """GPUs per node."""
+    """GPUs per node; with --device cpu, processes per node."""
     nodes: int = 1
     """Number of nodes."""
+    affinity: str = "auto"
+    """Processors of each GPU's process: socket, socket_single, socket_single_unique,
+    socket_unique_interleaved, socket_unique_contiguous or disabled; auto: the last but one, where it is known
+    what lies near a GPU."""
     logname: str = "logs.json"
     """Name of the DLLogger file in the results folder."""
     ckpt_path: Path | None = None
@@ -44,6 +48,8 @@ class RunOptions:
     """Scan, folder of scans, or raw dataset (its held-out cases); unset: preprocessed cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
     """Folder for predictions; unset: predictions in the results folder."""
+    shard: str | None = None
+    """Predict part i of n of the sorted cases, as 1/4 to 4/4: one job each, in any order, on any machines."""
     save_preds: bool = False
     """Write the masks of preprocessed cases as NumPy arrays too, in the folder npy of the predictions."""
     loader: LoaderOptions = LoaderOptions()

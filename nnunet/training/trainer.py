@@ -31,19 +31,24 @@ class Machine:
     """The devices of one run."""
 
     device: str  # cuda or cpu
-    gpus: int = 1
+    gpus: int = 1  # per node; on the CPU processes
     nodes: int = 1
 
 
 def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
-    """`auto` takes CUDA where there is a device; EnvironmentFault if what was asked for is not there."""
+    """`auto` takes CUDA where there is a device; EnvironmentFault if what was asked for is not there.
+
+    `gpus` counts processes where the CPU is asked for by name; where `auto` falls back on it there is one.
+    """
+    if gpus < 1 or nodes < 1:
+        raise UserError(f"--gpus and --nodes should be at least 1, got {gpus} and {nodes}.")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     chosen = device if device != "auto" else ("cuda" if available else "cpu")
     if chosen == "cuda" and gpus > available:
         raise EnvironmentFault(
             f"--gpus {gpus} were asked for, {available} are visible. Use --device cpu or fewer."
         )
-    return Machine(device=chosen, gpus=gpus if chosen == "cuda" else 1, nodes=nodes)
+    return Machine(device=chosen, gpus=1 if device == "auto" and chosen == "cpu" else gpus, nodes=nodes)
 
 
 def precision_of(device: str, *, amp: bool) -> Precision:

@@ -160,3 +160,28 @@ def test_the_targets_are_those_of_the_plan(make_fold: Callable[..., FoldCases]) 
 def test_the_held_out_cases_become_whole_volumes(make_fold: Callable[..., FoldCases]) -> None:
     loader = build_volume_loader(make_fold(), shard_of(options_with(), CPU))
     assert [entry.case.case_id for entry in loader.entries] == ["case_3"]
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_all_ranks_step_equally_and_a_pass_shows_every_case_once(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    cases = tuple(write_case(tmp_path, f"case_{place:02d}", place % 2, (5, 20, 18)) for place in range(13))
+    fold = FoldCases(folder=tmp_path, plan=make_plan(), training=cases, validation=cases[:3], folds=())
+    steps, shown, validated = list[int](), list[str](), list[str]()
+    for rank in range(gpus):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        shard = shard_of(options_with(num_workers=1), Machine(device="cpu", gpus=gpus))
+        loader = build_training_loader(options_with(num_workers=1), fold, 1, shard)
+        batches = list(loader)
+        loader.close()
+        steps.append(len(batches))
+        for batch in batches:
+            assert batch.case_weights is not None
+            shown += [name for name, weight in zip(batch.case_ids, batch.case_weights, strict=True) if weight]
+        validated += [batch.case_ids[0] for batch in build_volume_loader(fold, shard)]
+    assert len(set(steps)) == 1
+    assert sorted(shown) == [case.case_id for case in cases]
+    # A rank beyond the cases repeats one, which counts once when the results are pooled.
+    assert set(validated) == {case.case_id for case in cases[:3]}
+    assert len(validated) == max(gpus, 3)

@@ -16,7 +16,7 @@ import pytest
 from data_preprocessing.volume_io import write_volume
 from scripts import inference, preprocess
 from scripts.run_options import RunOptions
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.options import parse
 from utils.storage import read_array, read_json, write_json
 
@@ -289,3 +289,42 @@ def test_help_imports_neither_torch_nor_dali(tmp_path: Path) -> None:
     assert "--exec_mode" in result.stdout
     loaded = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert not {"torch", "nvidia.dali", "nibabel", "pytorch_lightning"} & loaded
+
+
+def test_parts_of_the_scans_are_predicted_into_one_folder(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    inference.run(run_options(trained, "-i", str(scans.folder), "-o", str(whole)))
+    written = []
+    for part in ("2/3", "1/3", "3/3"):  # the last has no scan
+        inference.run(run_options(trained, "-i", str(scans.folder), "-o", str(out), "--shard", part))
+        written.append({path.name: path.stat().st_mtime_ns for path in out.iterdir()})
+    assert all(written[-1][name] == time_ns for before in written for name, time_ns in before.items())
+    tables = [table(out / f"predictions_{number}of3.csv") for number in (1, 2, 3)]
+    assert [len(rows) for rows in tables] == [1, 1, 0]
+    assert [row for rows in tables for row in rows] == table(whole / "predictions.csv")
+    for path in whole.glob("*.nii.gz"):
+        np.testing.assert_array_equal(voxels_of(out / path.name), voxels_of(path))
+    assert not (out / "predictions.csv").exists()
+    assert not (out / "run.json").exists()
+
+
+def test_a_part_of_prepared_cases_is_not_scored_as_the_whole(
+    trained: Path, run_options: Options, tmp_path: Path
+) -> None:
+    names = []
+    for part in ("1/2", "2/2"):
+        inference.run(run_options(trained, "-o", str(tmp_path), "--shard", part))
+        names += [row["case"] for row in table(tmp_path / f"predictions_{part.replace('/', 'of')}.csv")]
+    assert sorted(names) == sorted(path.name.removesuffix(".nii.gz") for path in tmp_path.glob("*.nii.gz"))
+    assert len(names) == len(set(names)) > 1
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_wrong_part_stops_prediction_before_anything_else(run_options: Options, tmp_path: Path) -> None:
+    for flags in (["-i", str(tmp_path)], []):
+        with pytest.raises(UserError, match="as 1/4, got '5/4'"):
+            inference.run(run_options(tmp_path, *flags, "--shard", "5/4"))
+    with pytest.raises(UserError, match="--exec_mode predict"):
+        inference.evaluate(run_options(tmp_path, "--shard", "1/4"))

@@ -18,7 +18,7 @@ from nnunet.training.trainer import (
     last_checkpoint,
     precision_of,
 )
-from utils.errors import EnvironmentFault
+from utils.errors import EnvironmentFault, UserError
 
 
 @pytest.fixture
@@ -40,7 +40,16 @@ def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
 @pytest.mark.usefixtures("two_gpus")
 def test_auto_takes_the_gpus_that_were_asked_for() -> None:
     assert choose_machine("auto", 2, 3) == Machine(device="cuda", gpus=2, nodes=3)
-    assert choose_machine("cpu", 2, 1) == Machine(device="cpu", gpus=1, nodes=1)
+
+
+def test_on_the_cpu_gpus_are_processes() -> None:
+    assert choose_machine("cpu", 2, 1) == Machine(device="cpu", gpus=2, nodes=1)
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(0, 1), (1, 0)])
+def test_no_device_at_all_is_refused(gpus: int, nodes: int) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        choose_machine("cpu", gpus, nodes)
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -88,6 +88,8 @@ class TrainingOptions:
     """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt."""
     resume_training: bool = False
     """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
+    profile: bool = False
+    """Record up to 20 steps of the first epoch: <results>/profile/trace.json and summary.txt."""
     npz: bool = False
     """Keep the label probabilities of the final validation in validation/probabilities (.npy, float16)."""
 

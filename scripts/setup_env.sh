@@ -11,7 +11,7 @@
 
 _setup_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-_RUN_PACKAGES="torch nvidia.dali pytorch_lightning numpy nibabel sklearn scipy isal tyro joblib rich jinja2 matplotlib psutil"
+_RUN_PACKAGES="torch nvidia.dali pytorch_lightning numpy nibabel sklearn scipy isal tyro joblib rich jinja2 matplotlib psutil numba google_crc32c"
 _DEV_PACKAGES="pytest xdist ruff pyright"
 
 _is_supported_python() {

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
+from utils.affinity import resolve_choice, set_affinity
 from utils.command import run_command
 from utils.errors import DatasetError
 from utils.options import describe, parse
@@ -36,6 +37,7 @@ def run(options: RunOptions) -> Path:
     from nnunet.training import trainer as training
     from nnunet.training.epoch_report import EpochReport
     from nnunet.training.module import MultiTaskModule
+    from nnunet.training.profiling import Profiler
     from nnunet.training.resumption import Resumption
     from nnunet.training.validation_schedule import ValidationSchedule
     from scripts import assemble
@@ -49,26 +51,25 @@ def run(options: RunOptions) -> Path:
     fold = assemble.read_fold(options)
     architecture = assemble.architecture_of(options.network, fold.plan)
     shard = assemble.shard_of(options, machine)
+    _bind_to_processors(options, shard.device_id)
     loader = assemble.build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = assemble.build_volume_loader(fold, shard)
     network = MultiTaskUNet(fold.plan, architecture)
     loss = assemble.build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
     settings = assemble.module_settings(options, fold, len(loader))
     module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
-    millions = sum(weight.numel() for weight in network.parameters()) / 1e6
-    say(
-        f"Training on {machine.device}: {len(fold.training)} cases, {len(fold.validation)} held out, "
-        f"patch {'x'.join(map(str, fold.plan.patch))}, batch {loader.rule.batch_size}, "
-        f"{len(loader)} steps per epoch, {millions:.2f} M parameters. Results: {options.results}"
-    )
-
+    about = assemble.summary(fold, loader, network)
+    say(f"Training on {machine.device}: {about}. Results: {options.results}")
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
         if shard.rank == 0:
             write_folds(options.results / SPLITS, fold.folds)
-        resumption = Resumption(loader, options.seed, options.optimiser)
-        schedule = ValidationSchedule(options.training, module.clock)
-        callbacks = [EpochReport(fold.plan, run_log, loader), resumption, schedule]
+        callbacks = [
+            EpochReport(fold.plan, run_log, loader),
+            Resumption(loader, options.seed, options.optimiser),
+            ValidationSchedule(options.training, module.clock),
+            *([Profiler(options.results)] if options.training.profile else []),
+        ]
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
@@ -77,6 +78,13 @@ def run(options: RunOptions) -> Path:
         if trainer.is_global_zero and options.training.save_ckpt:
             validate_fold(options, fold, best, run_log)
     return best
+
+
+def _bind_to_processors(options: RunOptions, device_id: int | None) -> None:
+    """--affinity; without a GPU there is nothing to be near to, but a wrong name is refused all the same."""
+    choice = resolve_choice(options.affinity)
+    if device_id is not None:
+        say(set_affinity(choice, device_id, options.gpus).reason)
 
 
 def _resume_path(options: RunOptions, last: Path) -> Path | None:

@@ -107,7 +107,7 @@ def test_every_option_of_main_exists() -> None:
 
 def test_the_signal_stops_the_training_and_requeues(tmp_path: Path) -> None:
     training = 'trap \'echo stopped > "$CALLS/ended"; exit 143\' TERM\ntouch "$CALLS/started"\n'
-    training += 'kill -USR1 "$PPID"\nwhile true; do read -rt 0.05 _ < <(:) || true; done\n'
+    training += 'kill -USR1 "$PPID"\nfor _ in {1..200}; do read -rt 0.05 _ < <(:) || true; done\n'
     done = subprocess.run(
         ["bash", str(SBATCH)],
         env=environment(tmp_path, training),

@@ -199,8 +199,8 @@ def test_help_of_forty_flags_takes_less_than_a_second(capsys: pytest.CaptureFixt
     from dataclasses import make_dataclass
 
     many = make_dataclass("Many", [(f"flag_{i}", int, field(default=i)) for i in range(40)], frozen=True)
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine must not decide
     with pytest.raises(SystemExit):
         options.parse(many, ["--help"], program="many", description="Many.")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert "--flag_39" in capsys.readouterr().out

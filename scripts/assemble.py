@@ -248,7 +248,7 @@ def _place_among(machine: Machine) -> tuple[int, int]:
     if (
         launched is None
     ):  # Lightning starts the processes; it numbers those of a node, and NODE_RANK the nodes
-        local = 0
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         return int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local, local
     if launched.world_size() != machine.gpus * machine.nodes:
         raise EnvironmentFault(

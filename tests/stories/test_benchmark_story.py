@@ -1,6 +1,7 @@
 """`python scripts/benchmark.py` from its arguments to its figures, on a phantom and on synthetic input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -174,3 +175,20 @@ def test_preprocessing_is_measured_case_by_case(phantom) -> None:
     assert record.cases == 12
     assert record.peak_resident_mb > 50
     assert min(record.raw_mb, record.written_mb) > 0
+
+
+def test_the_gpu_suite_runs_in_small_on_this_machine(tmp_path: Path) -> None:
+    environment = os.environ | {"GPU_SUITE_SMALL": "1", "PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "scripts" / "gpu_suite.sh"), "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    names = {"gpu_suite.json", "gpu_suite.txt", "gpu_suite.log", "tests.xml", "trace.json.gz"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    record = read_json(tmp_path / "out" / "gpu_suite.json")
+    log = (tmp_path / "out" / "gpu_suite.log").read_text()
+    assert {part["name"]: part["rc"] for part in record["parts"]} == {
+        part["name"]: 0 for part in record["parts"]
+    }, log
+    measured = [part["result"] for part in record["parts"] if part["result"] and "mode" in part["result"]]
+    assert {check_result(found, source="a part").mode for found in measured} == {"loader", "train", "predict"}
+    assert str(tmp_path) not in json.dumps(record)

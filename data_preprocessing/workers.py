@@ -96,16 +96,15 @@ def on_cluster(address: str | None) -> Iterator[None]:
 
 
 def _check_workers(client: Any, address: str) -> None:
+    root = Path(__file__).resolve().parents[1]
+    start = f"PYTHONPATH={root} dask worker {address} --nthreads 1"
     if not client.ncores():
-        raise EnvironmentFault(
-            f"The Dask scheduler at {address} has no workers. Start: dask worker {address}"
-        )
+        raise EnvironmentFault(f"The Dask scheduler at {address} has no workers. Start some: {start}")
     try:
         client.run(importlib.import_module, __name__)
     except ImportError as error:
         raise EnvironmentFault(
-            f"The workers of {address} cannot import {error.name}. Start them with this project on the path: "
-            f"PYTHONPATH={Path(__file__).resolve().parents[1]} dask worker {address} --nthreads 1"
+            f"The workers of {address} cannot import {error.name}. Start them with this project: {start}"
         ) from error
 
 

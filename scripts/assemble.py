@@ -245,9 +245,7 @@ def _place_among(machine: Machine) -> tuple[int, int]:
         launched = next((kind() for kind in LAUNCHERS if kind.detect()), None)
     except RuntimeError as error:  # srun without --ntasks-per-node
         raise EnvironmentFault(str(error)) from error
-    if (
-        launched is None
-    ):  # Lightning starts the processes; it numbers those of a node, and NODE_RANK the nodes
+    if launched is None:  # Lightning starts the processes of a node; NODE_RANK numbers the nodes
         local = int(os.environ.get("LOCAL_RANK", "0"))
         return int(os.environ.get("NODE_RANK", "0")) * machine.gpus + local, local
     if launched.world_size() != machine.gpus * machine.nodes:

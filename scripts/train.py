@@ -59,7 +59,8 @@ def run(options: RunOptions) -> Path:
     settings = assemble.module_settings(options, fold, len(loader))
     module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
     about = assemble.summary(fold, loader, network)
-    say(f"Training on {machine.device}: {about}. Results: {options.results}")
+    if shard.rank == 0:
+        say(f"Training on {machine.device}: {about}. Results: {options.results}")
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
         if shard.rank == 0:

@@ -64,6 +64,7 @@ class Sizes:
     slices_batch: str
     steps: tuple[str, ...]
     loader_batches: str
+    profiled: str  # steps in the trace
     training: tuple[str, ...]
     tests: tuple[str, ...]
 
@@ -79,6 +80,7 @@ WHOLE = Sizes(
     slices_batch="64",
     steps=("--warmup", "6", "--train_batches", "20", "--test_batches", "20", "--repeats", "3"),
     loader_batches="100",
+    profiled="20",
     training=("--config", "scripts/presets/quickstart.toml", "--time_budget", "1"),
     tests=(),
 )
@@ -104,6 +106,7 @@ SMALL = Sizes(
         "4",
     ),
     loader_batches="2",
+    profiled="2",
     training=("--epochs", "1", "--steps_per_epoch", "1", "--filters", "4", "--overlap", "0"),
     tests=("tests/gpu",),
 )
@@ -200,7 +203,7 @@ def _real_and_synthetic(places: Places, sizes: Sizes) -> tuple[Part, ...]:
     return tuple(
         _benchmark(
             f"train, large, amp, {source} input",
-            "train large",
+            "train_large",
             *("--mode", "train", "--input", source, "--amp", *_large(places, sizes), *sizes.steps),
         )
         for source in ("real", "synthetic")
@@ -244,7 +247,8 @@ def _other_shapes(sizes: Sizes) -> tuple[Part, ...]:
 
 
 def _profile(places: Places, sizes: Sizes) -> Part:
-    words = _synthetic(sizes, sizes.task_01, "2", *NVIDIA, "--amp", "--trace", str(places.trace))
+    words = _synthetic(sizes, sizes.task_01, "2", *NVIDIA, "--amp", "--steps", sizes.profiled)
+    words += ("--trace", str(places.trace))
     return Part(
         name="profile, Task-01 shape, batch 2, amp",
         kind="profile",

@@ -22,7 +22,7 @@ from scripts.benchmark_record import MachineRecord, machine_record
 from scripts.gpu_suite_figures import figures_of, result_of
 from scripts.gpu_suite_parts import Part, Places, parts_of
 from utils.command import run_command
-from utils.errors import EnvironmentFault
+from utils.errors import EnvironmentFault, UserError
 from utils.options import parse
 from utils.run_log import say
 from utils.storage import write_json
@@ -45,6 +45,8 @@ class SuiteOptions:
     """Folder for gpu_suite.json, gpu_suite.txt, gpu_suite.log, tests.xml and trace.json.gz."""
     small: bool = False
     """Tiny shapes and one part of each kind: tries the suite itself, without a GPU as well."""
+    only: tuple[str, ...] = ()
+    """Kinds of parts to run: tests, data, train, ...; none: all. Loader and training need data."""
     seconds: float = 520.0
     """Time for all parts; what does not fit is not started."""
 
@@ -79,7 +81,7 @@ def run(options: SuiteOptions) -> SuiteRecord:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="gpu_suite_") as work:
         places = Places(work=Path(work), out=options.out)
-        for outcome in run_parts(parts_of(places, small=options.small), started + options.seconds, places):
+        for outcome in run_parts(chosen_parts(options, places), started + options.seconds, places):
             outcomes.append(outcome)
             record = SuiteRecord(
                 schema=SCHEMA,
@@ -95,6 +97,15 @@ def run(options: SuiteOptions) -> SuiteRecord:
     if all(outcome.rc != 0 for outcome in outcomes):
         raise EnvironmentFault(f"No part of the suite succeeded. See {options.out / LOG_FILE}.")
     return record
+
+
+def chosen_parts(options: SuiteOptions, places: Places) -> list[Part]:
+    """The parts of the kinds that --only names; UserError where there is no such kind."""
+    parts = parts_of(places, small=options.small)
+    kinds = {part.kind for part in parts}
+    if unknown := set(options.only) - kinds:
+        raise UserError(f"--only knows the kinds {sorted(kinds)}, got {sorted(unknown)}.")
+    return [part for part in parts if not options.only or part.kind in options.only]
 
 
 def run_parts(parts: Sequence[Part], deadline: float, places: Places) -> Iterator[Outcome]:

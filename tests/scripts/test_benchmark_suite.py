@@ -13,6 +13,7 @@ from scripts.benchmark_options import BenchmarkOptions, refuse_impossible
 from scripts.gpu_suite_parts import Part, Places, parts_of
 from scripts.gpu_suite_profile import ProfileOptions
 from scripts.run_options import RunOptions
+from utils.errors import UserError
 from utils.options import parse
 
 
@@ -117,6 +118,13 @@ def test_the_small_suite_has_one_part_of_each_kind(places: Places) -> None:
     small = [one.kind for one in parts_of(places, small=True)]
     assert len(small) == len(set(small))
     assert set(small) == {one.kind for one in parts_of(places, small=False)}
+
+
+def test_only_the_kinds_that_were_named_are_run(places: Places) -> None:
+    options = gpu_suite_run.SuiteOptions(out=places.out, only=("data", "loader"))
+    assert {one.kind for one in gpu_suite_run.chosen_parts(options, places)} == {"data", "loader"}
+    with pytest.raises(UserError, match="got \\['lunch'\\]"):
+        gpu_suite_run.chosen_parts(replace(options, only=("data", "lunch")), places)
 
 
 def test_names_of_parts_are_unique(places: Places) -> None:

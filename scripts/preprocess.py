@@ -45,7 +45,7 @@ class PreprocessOptions:
     """Processes that work on cases at the same time; -1: one per core."""
     cluster: str | None = None
     """Address of a Dask scheduler, as tcp://host:8786: its workers check and prepare the cases instead. They
-    need this project on their PYTHONPATH and the same folders."""
+    need this project on their PYTHONPATH and the same folders. Seen to hang with `dask worker` processes."""
     keep_plan: bool = False
     """Keep the plan of the folder although the dataset has changed since."""
     allow_external: bool = False

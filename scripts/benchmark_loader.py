@@ -22,10 +22,11 @@ from data_loading.targets import TargetRule, target_rule
 from nnunet.network import output_shapes
 from nnunet.training.trainer import choose_machine
 from scripts import benchmark_record as records
-from scripts.assemble import architecture_of, prepared_folder, read_fold, with_filters
 from scripts.benchmark_meter import metered
 from scripts.benchmark_operators import operator_costs
+from scripts.fold_data import prepared_folder, read_fold
 from scripts.run_options import RunOptions
+from scripts.trained_plan import architecture_of, with_filters
 from utils.contracts import Batch, Plan, PreprocessedCase
 from utils.errors import UserError
 from utils.prepared_folder import list_prepared, read_plan

@@ -18,10 +18,10 @@ from data_preprocessing.topology import total_stride
 from nnunet.network import Architecture, MultiTaskUNet, output_shapes
 from nnunet.precision import half_type
 from nnunet.training.trainer import choose_machine, precision_of
-from scripts.assemble import architecture_of, with_filters
 from scripts.benchmark_device import MS_PER_S, arithmetic_of, matrix_peaks
 from scripts.benchmark_loader import LoaderWork, cases_of, plan_of_work
 from scripts.benchmark_result import Arithmetic, NetworkSettings
+from scripts.trained_plan import architecture_of, with_filters
 from utils.contracts import Batch, IntensityStats, ModelOutput, Plan, Shape
 from utils.errors import EnvironmentFault, UserError
 

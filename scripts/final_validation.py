@@ -20,8 +20,8 @@ from nnunet.evaluation.overlap import CaseOverlap
 from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
 from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
 from nnunet.evaluation.tables import write_overlap_table
-from scripts.assemble import FoldCases, refuse_other_preparation
 from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
+from scripts.fold_data import FoldCases, refuse_other_preparation
 from scripts.model_run import PredictionRow, open_model, prediction_row, write_predictions_table
 from scripts.prepared_prediction import (
     draw_extremes,

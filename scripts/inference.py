@@ -27,8 +27,8 @@ def run(options: RunOptions) -> Path:
 
 def evaluate(options: RunOptions) -> Path:
     """Score a checkpoint on the validation cases of the fold; returns the report."""
-    from scripts.assemble import read_fold
     from scripts.final_validation import validate_fold
+    from scripts.fold_data import read_fold
     from scripts.model_run import find_checkpoint
 
     if options.shard is not None:
@@ -41,8 +41,8 @@ def evaluate(options: RunOptions) -> Path:
 def _predict_preprocessed(options: RunOptions) -> Path:
     from nnunet.evaluation.bootstrap import Resampling
     from nnunet.evaluation.summary import summarise_segmentation, write_summaries
-    from scripts.assemble import cases_to_predict, refuse_other_preparation
     from scripts.evaluation_page import PREDICTIONS_FILE, print_result
+    from scripts.fold_data import cases_to_predict, refuse_other_preparation
     from scripts.model_run import open_model, prediction_row, write_predictions_table
     from scripts.prediction_shard import PredictionShard
     from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask

@@ -33,48 +33,41 @@ def run(options: RunOptions) -> Path:
     """Train, validate, and return the path of the best checkpoint."""
     # Imported here: --help must not wait for torch.
     from data_loading.data_module import DataModule
-    from nnunet.network import MultiTaskUNet
     from nnunet.training import trainer as training
     from nnunet.training.epoch_report import EpochReport
-    from nnunet.training.module import MultiTaskModule
     from nnunet.training.profiling import Profiler
     from nnunet.training.resumption import Resumption
     from nnunet.training.validation_schedule import ValidationSchedule
-    from scripts import assemble
+    from scripts.assemble import build_parts, summary
     from scripts.final_validation import validate_fold
+    from scripts.fold_data import read_fold
+    from scripts.process_place import shard_of
 
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     seed_everything(options.seed)
     resume = _resume_path(options, training.last_checkpoint(options.results))
     machine = training.choose_machine(options.device, options.gpus, options.nodes)
-    fold = assemble.read_fold(options)
-    architecture = assemble.architecture_of(options.network, fold.plan)
-    shard = assemble.shard_of(options, machine)
+    fold = read_fold(options)
+    shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
-    loader = assemble.build_training_loader(options, fold, architecture.num_outputs, shard)
-    volumes = assemble.build_volume_loader(fold, shard)
-    network = MultiTaskUNet(fold.plan, architecture)
-    loss = assemble.build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
-    settings = assemble.module_settings(options, fold, len(loader))
-    module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
-    about = assemble.summary(fold, loader, network)
+    parts = build_parts(options, fold, shard)
     if shard.rank == 0:
-        say(f"Training on {machine.device}: {about}. Results: {options.results}")
+        say(f"Training on {machine.device}: {summary(fold, parts)}. Results: {options.results}")
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         run_log.log("PARAMETER", describe(options))
         if shard.rank == 0:
             write_folds(options.results / SPLITS, fold.folds)
         callbacks = [
-            EpochReport(fold.plan, run_log, loader),
-            Resumption(loader, options.seed, options.optimiser),
-            ValidationSchedule(options.training, module.clock),
+            EpochReport(fold.plan, run_log, parts.loader),
+            Resumption(parts.loader, options.seed, options.optimiser),
+            ValidationSchedule(options.training, parts.module.clock),
             *([Profiler(options.results)] if options.training.profile else []),
         ]
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
-        trainer.fit(module, datamodule=DataModule(loader, volumes), ckpt_path=resume)
+        trainer.fit(parts.module, datamodule=DataModule(parts.loader, parts.volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.results)
         if trainer.is_global_zero and options.training.save_ckpt:
             validate_fold(options, fold, best, run_log)

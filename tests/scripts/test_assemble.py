@@ -7,8 +7,10 @@ import pytest
 
 from nnunet.options import NetworkOptions
 from nnunet.training.trainer import Machine
-from scripts.assemble import architecture_of, prepared_folder, shard_of, with_filters
+from scripts.fold_data import prepared_folder
+from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
+from scripts.trained_plan import architecture_of, with_filters
 from utils.contracts import Plan, Stage
 from utils.errors import DatasetError, EnvironmentFault, UserError
 

@@ -12,14 +12,14 @@ from data_loading.options import LoaderOptions
 from nnunet.training.trainer import Machine
 from scripts import assemble
 from scripts.assemble import (
-    FoldCases,
     build_training_loader,
     build_volume_loader,
     residency_of,
     sampling_rule,
-    shard_of,
     training_entries,
 )
+from scripts.fold_data import FoldCases
+from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
 from utils.contracts import Plan, PreprocessedCase, Shape
 from utils.errors import DatasetError, UserError

@@ -1,0 +1,126 @@
+"""Which cases of which folder a run learns from, is scored on, or predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_loading.catalogue import refuse_unpaired
+from scripts.run_options import RunOptions
+from scripts.trained_plan import with_filters
+from utils.contracts import NO_CLASS, Plan, PreprocessedCase
+from utils.errors import DatasetError
+from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
+from utils.splits import Fold, make_folds, pick_fold, read_folds
+
+PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
+PREPARATION = (
+    "axis_order",
+    "spacing_mm",
+    "normalisers",
+    "uses_mask",
+    "intensity",
+    "preset",
+    "foreground_channel",
+    "label_names",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldCases:
+    """The preprocessed cases of one fold."""
+
+    folder: Path
+    plan: Plan
+    training: tuple[PreprocessedCase, ...]
+    validation: tuple[PreprocessedCase, ...]
+    folds: tuple[Fold, ...]  # all folds of the dataset, this one among them
+
+
+def prepared_folder(options: RunOptions) -> Path:
+    """`--data` itself where it is a preprocessed folder, else `<data>/<task>_<dim>d`."""
+    if (options.data / PLAN).is_file():
+        return options.data
+    digits = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0]))
+    # MSD numbers have two digits, nnU-Net's three; people write either, or neither.
+    codes = [options.task] if not digits else [digits, f"{int(digits):02d}", f"{int(digits):03d}"]
+    names = [f"{code}_{options.dim}d" for code in codes]
+    for name in names:
+        if (options.data / name / PLAN).is_file():
+            return options.data / name
+    raise DatasetError(
+        f"{options.data} has no preprocessed folder {names[0]}. "
+        f"Run: python preprocess.py --data RAW --results {options.data} "
+        f"--task {options.task} --dim {options.dim}"
+    )
+
+
+def read_fold(options: RunOptions) -> FoldCases:
+    """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
+    folder = prepared_folder(options)
+    plan = read_plan(folder)
+    _refuse_untrainable(plan, folder)
+    refuse_unpaired(folder)
+    cases = {case.case_id: case for case in list_prepared(folder)}
+    if not cases:
+        raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
+    folds = _all_folds(folder, cases, options)
+    patients = {case.case_id: case.patient_id for case in cases.values()}
+    fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
+    return FoldCases(
+        folder=folder,
+        plan=with_filters(plan, options.network.filters),
+        training=tuple(cases[name] for name in sorted(fold.train)),
+        validation=tuple(cases[name] for name in sorted(fold.val)),
+        folds=folds,
+    )
+
+
+def _refuse_untrainable(plan: Plan, folder: Path) -> None:
+    """Planned and prepared, but not trained yet: better said than trained on wrong labels."""
+    wishes = {
+        "regions": bool(plan.regions),
+        "an ignore label": plan.ignore_label is not None,
+        "a previous stage": plan.prior_labels > 0,
+    }
+    if wanted := [name for name, wished in wishes.items() if wished]:
+        raise DatasetError(
+            f"{folder}: the plan asks for {' and '.join(wanted)}, which training does not support yet. "
+            "Use a dataset with plain labels."
+        )
+
+
+def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
+    """The cases of `--data` if it is itself a folder of prepared cases (val/, test/), else of its test/.
+
+    Where there is no test/ either, the validation cases of the fold.
+    """
+    is_part = options.data.name in PARTS and (options.data.parent / PLAN).is_file()
+    if (is_part or not (options.data / PLAN).is_file()) and (cases := list_prepared(options.data)):
+        return cases
+    test = prepared_folder(options) / "test"
+    if test.is_dir() and (cases := list_prepared(test)):
+        return cases
+    return read_fold(options).validation
+
+
+def _all_folds(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> tuple[Fold, ...]:
+    if (folder / SPLITS).is_file():
+        return read_folds(folder / SPLITS)
+    ordered = [cases[name] for name in sorted(cases)]
+    return make_folds(
+        [case.case_id for case in ordered],
+        [case.patient_id for case in ordered],
+        [None if case.class_target == NO_CLASS else case.class_target for case in ordered],
+        num_folds=options.nfolds,
+    )
+
+
+def refuse_other_preparation(model: Plan, folder_plan: Plan, folder: Path) -> None:
+    """DatasetError if the volumes of `folder` were not made as the model's were: it would guess silently."""
+    changed = [name for name in PREPARATION if getattr(model, name) != getattr(folder_plan, name)]
+    if changed:
+        raise DatasetError(
+            f"{folder} was prepared with another {', '.join(changed)} than the model was trained with. "
+            "Predict the raw scans with -i instead, or preprocess with the model's plan."
+        )

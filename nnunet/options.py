@@ -14,8 +14,18 @@ class NetworkOptions:
     """What changes features: plain."""
     branch: str = "roi_pooled"
     """What turns features into class logits: roi_pooled or simple, options behind a colon; none: no class."""
+    res_block: bool = False
+    """Residual blocks in the encoder; short for --encoder residual."""
+    depth: int | None = None
+    """Poolings at most, by NVIDIA's rule instead of the planned stages; unset: as planned, or 5 with
+    --min_fmap."""
+    min_fmap: int | None = None
+    """Shortest edge [voxels] that a pooling may leave, by NVIDIA's rule; unset: as planned, or 4 with
+    --depth."""
     filters: tuple[int, ...] = ()
     """Channels per stage, finest first, instead of the planned ones; the last holds for all stages behind."""
+    more_chn: bool = False
+    """Short for --filters 64 96 128 192 256 384 512 768 1024."""
     norm: Literal["instance", "batch", "group"] = "instance"
     """Normalisation after each convolution."""
     negative_slope: float = 0.01
@@ -24,6 +34,8 @@ class NetworkOptions:
     """Train the outputs of the lower resolutions as well."""
     deep_supr_num: int | None = None
     """How many lower resolutions are supervised; unset: all but the two lowest, as nnU-Net."""
+    layout: Literal["NCDHW", "NDHWC"] = "NCDHW"
+    """Order of a tensor's axes in memory: NDHWC has the channels last, in loader and network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,8 @@ class LossOptions:
     """Weight of the class loss of a patch without any lesion voxel."""
     batch_dice: bool | None = None
     """Pool the Dice statistics over the batch; unset: from the plan."""
+    focal: bool = False
+    """Focal loss (gamma 2) instead of the cross-entropy of voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +102,8 @@ class TrainingOptions:
     """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt."""
     resume_training: bool = False
     """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
+    sync_batchnorm: bool = False
+    """With --norm batch and several GPUs: statistics over the batches of all of them."""
     profile: bool = False
     """Record up to 20 steps of the first epoch: <results>/profile/trace.json and summary.txt."""
     npz: bool = False
@@ -106,3 +122,6 @@ class InferenceOptions:
     """Average over mirrored views as well (8 in 3-D, 4 in 2-D)."""
     val_batch_size: int = 4
     """Windows that pass through the network at once."""
+    invert_resampled_y: bool = False
+    """Score the validation of each epoch on the scanner's grid too, not on the resampled one. The final
+    validation always is."""

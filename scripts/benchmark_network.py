@@ -69,7 +69,7 @@ def network_work(options: BenchmarkOptions) -> NetworkWork:
         torch.backends.cudnn.benchmark = True  # as the trainer does
     architecture = architecture_of(options.network, plan)
     network = MultiTaskUNet(plan, architecture).to(device)
-    channels_last = options.layout == "NDHWC"
+    channels_last = options.network.layout == "NDHWC"
     if channels_last:
         network = network.to(memory_format=CHANNELS_LAST[network.dims])  # pyright: ignore[reportCallIssue]
     is_real = options.input == "real"
@@ -236,7 +236,7 @@ def settings_of(work: NetworkWork, options: BenchmarkOptions) -> NetworkSettings
         optimizer=options.optimiser.optimizer,
         precision=precision_of(work.device, amp=options.amp),
         arithmetic=arithmetic_of(work.device, work.half),
-        layout=options.layout,
+        layout=options.network.layout,
         compiled=options.compile,
         device=work.device,
     )

@@ -76,8 +76,6 @@ class BenchmarkOptions:
     """Mixed precision: bfloat16 where the device has it, else float16 with loss scaling on CUDA."""
     compile: bool = False
     """Compile the network with torch.compile; an error where that fails."""
-    layout: Literal["NCDHW", "NDHWC"] = "NCDHW"
-    """Order of a tensor's axes in memory: NDHWC has the channels last."""
     warmup: int = 8
     """Batches before the clock starts, at least 1."""
     train_batches: int = 40
@@ -131,7 +129,7 @@ def _refuse_network_options(options: BenchmarkOptions) -> None:
         "--shape": options.shape is not None,
         "--amp": options.amp,
         "--compile": options.compile,
-        "--layout NDHWC": options.layout != "NCDHW",
+        "--layout NDHWC": options.network.layout != "NCDHW",
     }
     if wrong := [name for name, is_set in asked.items() if is_set]:
         raise UserError(

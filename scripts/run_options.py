@@ -16,12 +16,20 @@ class RunOptions:
 
     exec_mode: Literal["train", "evaluate", "predict"] = "train"
     """train: fit a model; evaluate: score a checkpoint on the held-out cases; predict: masks and classes."""
+    recipe: Literal["nvidia", "nnunet"] = "nvidia"
+    """Defaults of training: NVIDIA's (constant rate, no deep supervision) or nnU-Net's (sgd, poly, 250 steps)."""
+    benchmark: bool = False
+    """Measure instead: --exec_mode train or predict for --warmup and --train_batches or --test_batches
+    batches, as scripts/benchmark.py does."""
     data: Path = Path("/data")
     """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself."""
     results: Path = Path("/results")
     """Folder for checkpoints, logs and predictions."""
     task: str = "01"
     """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
+    brats: bool = False
+    """Train on BraTS's three overlapping regions (whole tumour, core, enhancing) of labels 1, 2, 3, with
+    sigmoids."""
     dim: Literal[2, 3] = 3
     """2: the slice-wise plan; 3: the volumetric one."""
     fold: int = 0
@@ -42,6 +50,14 @@ class RunOptions:
     what lies near a GPU."""
     logname: str = "logs.json"
     """Name of the DLLogger file in the results folder."""
+    ckpt_store_dir: Path | None = None
+    """Checkpoints go to the folder checkpoints in here; unset: in --results."""
+    train_batches: int = 0
+    """Training steps per epoch at most; 0: all."""
+    test_batches: int = 0
+    """Validation volumes per process and epoch, and predicted cases, at most; 0: all."""
+    warmup: int = 5
+    """With --benchmark: batches before the clock starts."""
     ckpt_path: Path | None = None
     """Checkpoint to predict with or to evaluate; unset: the best one in the results folder."""
     input: Path | None = field(default=None, metadata={"aliases": ("-i",)})

@@ -26,7 +26,7 @@ from scripts.benchmark_meter import metered
 from scripts.benchmark_operators import operator_costs
 from scripts.fold_data import prepared_folder, read_fold
 from scripts.run_options import RunOptions
-from scripts.trained_plan import architecture_of, with_filters
+from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, Plan, PreprocessedCase
 from utils.errors import UserError
 from utils.prepared_folder import list_prepared, read_plan
@@ -112,7 +112,7 @@ def cases_of(options: BenchmarkOptions) -> tuple[Plan, tuple[PreprocessedCase, .
         if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):
             raise UserError(f"--patch {options.patch} does not fit the plan, whose patch is {plan.patch}.")
         plan = replace(plan, patch=options.patch)
-    return with_filters(plan, options.network.filters), cases
+    return trained_plan(plan, options.network), cases
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from nnunet.training.trainer import choose_machine, precision_of
 from scripts.benchmark_device import MS_PER_S, arithmetic_of, matrix_peaks
 from scripts.benchmark_loader import LoaderWork, cases_of, plan_of_work
 from scripts.benchmark_result import Arithmetic, NetworkSettings
-from scripts.trained_plan import architecture_of, with_filters
+from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, IntensityStats, ModelOutput, Plan, Shape
 from utils.errors import EnvironmentFault, UserError
 
@@ -87,7 +87,7 @@ def network_work(options: BenchmarkOptions) -> NetworkWork:
 
 def _plan(options: BenchmarkOptions) -> Plan:
     if options.shape is not None:
-        return with_filters(made_plan(options), options.network.filters)
+        return trained_plan(made_plan(options), options.network)
     plan, _ = cases_of(options)
     divisor = total_stride(plan.stages)
     if any(edge % step for edge, step in zip(plan.patch, divisor, strict=True)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_loading.catalogue import refuse_unpaired
 from scripts.run_options import RunOptions
-from scripts.trained_plan import with_filters
+from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
@@ -69,7 +69,7 @@ def read_fold(options: RunOptions) -> FoldCases:
     fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
     return FoldCases(
         folder=folder,
-        plan=with_filters(plan, options.network.filters),
+        plan=trained_plan(plan, options.network),
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
         folds=folds,

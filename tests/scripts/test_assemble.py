@@ -5,16 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nnunet.options import NetworkOptions
 from nnunet.training.trainer import Machine
 from scripts.fold_data import prepared_folder
 from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
-from scripts.trained_plan import architecture_of, with_filters
-from utils.contracts import Plan, Stage
-from utils.errors import DatasetError, EnvironmentFault, UserError
-
-STAGES = (Stage(channels=4, kernel=(3, 3, 3), stride=(1, 1, 1)),) * 6
+from utils.errors import DatasetError, EnvironmentFault
 
 
 @pytest.mark.parametrize(
@@ -44,30 +39,6 @@ def test_the_other_dimension_is_another_folder(tmp_path: Path) -> None:
     (tmp_path / "04_3d" / "plan.json").touch()
     with pytest.raises(DatasetError, match="no preprocessed folder 04_2d.*--dim 2"):
         prepared_folder(RunOptions(data=tmp_path, task="04", dim=2))
-
-
-@pytest.mark.parametrize(
-    ("options", "outputs"),
-    [
-        (NetworkOptions(), 4),
-        (NetworkOptions(deep_supr_num=2), 3),
-        (NetworkOptions(deep_supr_num=0), 1),
-        (NetworkOptions(deep_supr_num=99), 5),
-        (NetworkOptions(deep_supervision=False), 1),
-        (NetworkOptions(deep_supervision=False, deep_supr_num=2), 1),
-    ],
-)
-def test_supervised_outputs_never_exceed_the_decoder(
-    make_plan: Callable[..., Plan], options: NetworkOptions, outputs: int
-) -> None:
-    assert architecture_of(options, make_plan(stages=STAGES)).num_outputs == outputs
-
-
-def test_the_nvidia_preset_brings_its_convolutions(make_plan: Callable[..., Plan]) -> None:
-    ours = architecture_of(NetworkOptions(), make_plan())
-    theirs = architecture_of(NetworkOptions(), make_plan(preset="nvidia"))
-    assert (ours.conv_bias, ours.decoder_kernels) == (True, "skip")
-    assert (theirs.conv_bias, theirs.decoder_kernels) == (False, "below")
 
 
 def test_one_process_is_rank_zero_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,12 +114,3 @@ def test_one_device_alone_is_refused_under_torchrun_but_may_be_a_task_of_srun(
         shard_of(RunOptions(), Machine(device="cpu"))
     launched_as(SRUN)  # one fold per task
     assert shard_of(RunOptions(), Machine(device="cpu")).rank == 0
-
-
-def test_filters_replace_the_planned_channels_and_the_last_holds_on(make_plan: Callable[..., Plan]) -> None:
-    plan = make_plan(stages=STAGES)
-    changed = with_filters(plan, (8, 16, 24))
-    assert [stage.channels for stage in changed.stages] == [8, 16, 24, 24, 24, 24]
-    assert with_filters(plan, ()) is plan
-    with pytest.raises(UserError, match="at least 1"):
-        with_filters(plan, (8, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -19,8 +19,9 @@ class LoaderOptions:
     balance_classes: bool = False
     """Draw cases so that each class is shown equally often; needs --steps_per_epoch. Replaces the weights of
     --class_balance."""
-    augment: tuple[str, ...] = ("nnunet",)
-    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur)."""
+    augment: tuple[str, ...] = field(default=("nnunet",), metadata={"aliases": ("--aug",)})
+    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur); --aug for
+    short."""
     augment_in: Literal["auto", "host", "graph"] = "auto"
     """host: compiled loops on the reading threads; graph: DALI operators; auto: graph on a GPU, else host."""
     residency: Literal["auto", "memory", "disk"] = "auto"

@@ -18,14 +18,14 @@ def main() -> None:
         info.start(sys.argv[2:])
         return
     # Imported here: `info` answers before NumPy is loaded.
-    from scripts.run_options import RunOptions
-    from utils.options import parse
+    from scripts.run_recipes import read_command
 
-    options = parse(RunOptions, sys.argv[1:], program="main.py", description=DESCRIPTION)
+    command = read_command(sys.argv[1:], program="main.py", description=DESCRIPTION)
+    options = command.options
     if options.exec_mode == "train":
         from scripts import train
 
-        train.run(options)
+        train.run(options, command.origins)
     elif options.exec_mode == "evaluate":
         from scripts import inference
 

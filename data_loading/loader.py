@@ -113,6 +113,7 @@ class TrainingLoader:
             "batch_size": rule.batch_size,
             "devices": rule.world_size,
             "steps_per_epoch": rule.steps_per_epoch,
+            "step_limit": rule.step_limit,
             "foreground_share": rule.foreground_share,
             "lesion_share": rule.lesion_share,
             "balanced_classes": _short_hash(repr(rule.case_limits)) if rule.case_limits else None,

@@ -12,7 +12,7 @@ class LoaderOptions:
 
     batch_size: int | None = None
     """Patches per device and step; unset: from the plan."""
-    oversampling: float = 0.33
+    oversampling: float = 0.4
     """Share of each batch whose window is centred on a foreground voxel."""
     lesion_centred: float = 0.0
     """Share of those windows that is centred on the lesion (the highest label) where the case has one."""
@@ -32,7 +32,7 @@ class LoaderOptions:
     """Volumes per batch of slices, each giving a run of neighbours; unset: each slice has its own draw."""
     data2d_dim: Literal[2, 3] = 3
     """3: slices are cut from volumes; 2: every case is a plain 2-D image (with --dim 2)."""
-    num_workers: int = 4
+    num_workers: int = 8
     """Threads that read and augment samples, and as many for DALI's CPU operators; at most one per core."""
     prefetch: int = 2
     """Batches that DALI prepares ahead."""

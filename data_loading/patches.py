@@ -53,6 +53,7 @@ class SamplingRule:
     lesion_label: int = 0  # the label that `lesion_share` centres on
     case_limits: tuple[float, ...] = ()  # running sums of the cases' probabilities; empty: all alike
     num_volumes: int | None = None  # unset: every sample has its own draw
+    step_limit: int = 0  # steps of an epoch at most; 0: all
 
     def __post_init__(self) -> None:
         for option, share in (("oversampling", self.foreground_share), ("lesion_centred", self.lesion_share)):
@@ -62,6 +63,8 @@ class SamplingRule:
             raise UserError(f"--batch_size should be at least 1, got {self.batch_size}.")
         if self.steps_per_epoch < 0:
             raise UserError(f"--steps_per_epoch should be at least 0, got {self.steps_per_epoch}.")
+        if self.step_limit < 0:
+            raise UserError(f"--train_batches should be at least 0, got {self.step_limit}.")
         if self.case_limits and not self.steps_per_epoch:
             raise UserError(
                 "--balance_classes shows cases of rare classes more often than others, but one pass over the "
@@ -96,7 +99,8 @@ def _check_num_volumes(num_volumes: int, batch_size: int, patch: Shape) -> None:
 
 def steps_in_epoch(rule: SamplingRule, num_cases: int) -> int:
     """Training steps of one epoch, equal on every rank."""
-    return rule.steps_per_epoch or -(-num_cases // (rule.draws_per_batch * rule.world_size))
+    steps = rule.steps_per_epoch or -(-num_cases // (rule.draws_per_batch * rule.world_size))
+    return min(steps, rule.step_limit or steps)
 
 
 def stream_index(rule: SamplingRule, index: int) -> int:

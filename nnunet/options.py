@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -30,7 +30,7 @@ class NetworkOptions:
     """Normalisation after each convolution."""
     negative_slope: float = 0.01
     """Slope of the leaky ReLU below zero."""
-    deep_supervision: bool = True
+    deep_supervision: bool = False
     """Train the outputs of the lower resolutions as well."""
     deep_supr_num: int | None = None
     """How many lower resolutions are supervised; unset: all but the two lowest, as nnU-Net."""
@@ -66,11 +66,13 @@ class OptimiserOptions:
     """Momentum of sgd."""
     weight_decay: float | None = None
     """Weight decay; unset: 1e-4 for adam (decoupled), 3e-5 for sgd."""
+    scheduler: bool = False
+    """Linear warm-up over 250 steps, then cosine decay to zero at the end of the run."""
     schedule: Literal["auto", "constant", "cosine", "poly"] = "auto"
-    """Decay over the whole run; auto: cosine for adam, poly (exponent 0.9) for sgd."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to its peak."""
-    gradient_clip_val: float = 12.0
+    """Decay over the whole run (poly: exponent 0.9); auto: cosine with --scheduler, else constant."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly to its peak; unset: 250 with --scheduler, else 0."""
+    gradient_clip_val: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, validated and saved in their place; 0: off."""
@@ -104,6 +106,11 @@ class TrainingOptions:
     """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
     sync_batchnorm: bool = False
     """With --norm batch and several GPUs: statistics over the batches of all of them."""
+    train_batches: int = 0
+    """Training steps per epoch at most; 0: all."""
+    test_batches: int = 0
+    """Validation volumes per process and epoch, and predicted cases, at most; 0: all. The final validation
+    covers all."""
     profile: bool = False
     """Record up to 20 steps of the first epoch: <results>/profile/trace.json and summary.txt."""
     npz: bool = False
@@ -118,8 +125,8 @@ class InferenceOptions:
     """Overlap of neighbouring windows, 0 to below 1."""
     blend: Literal["gaussian", "constant"] = "gaussian"
     """Weight of a window's voxels in the average."""
-    tta: bool = False
-    """Average over mirrored views as well (8 in 3-D, 4 in 2-D)."""
+    tta: bool = field(default=False, metadata={"off_aliases": ("--disable_tta",)})
+    """Average over mirrored views as well (8 in 3-D, 4 in 2-D); --disable_tta turns it off, as --no_tta."""
     val_batch_size: int = 4
     """Windows that pass through the network at once."""
     invert_resampled_y: bool = False

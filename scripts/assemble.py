@@ -105,6 +105,7 @@ def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> Samp
         lesion_label=fold.plan.num_labels - 1,
         case_limits=class_balanced_limits(targets) if loader.balance_classes else (),
         num_volumes=loader.nvol,
+        step_limit=options.training.train_batches,
     )
 
 
@@ -133,9 +134,11 @@ def build_training_loader(
     )
 
 
-def build_volume_loader(fold: FoldCases, shard: Shard) -> VolumeLoader:
-    """The whole volumes of the fold's validation cases."""
-    entries: tuple[Entry, ...] = build_catalogue(fold.validation, fold.plan)
+def build_volume_loader(options: RunOptions, fold: FoldCases, shard: Shard) -> VolumeLoader:
+    """The whole volumes of the fold's validation cases, with --test_batches the first ones of them."""
+    limit = options.test_limit
+    cases = fold.validation[: None if limit is None else limit * shard.world_size]
+    entries: tuple[Entry, ...] = build_catalogue(cases, fold.plan)
     return VolumeLoader(entries, target_rule(fold.plan, (fold.plan.patch,)), shard)
 
 
@@ -143,7 +146,7 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
     """Loaders, network, loss and module of one fold."""
     architecture = architecture_of(options.network, fold.plan)
     loader = build_training_loader(options, fold, architecture.num_outputs, shard)
-    volumes = build_volume_loader(fold, shard)
+    volumes = build_volume_loader(options, fold, shard)
     network = MultiTaskUNet(fold.plan, architecture)
     loss = build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
     settings = module_settings(options, fold, len(loader))

@@ -8,9 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
+from scripts.run_recipes import read_command
 from utils.command import run_command
 from utils.errors import UserError
-from utils.options import parse
 from utils.run_log import RunLog, say
 
 DESCRIPTION = "Predict masks, classes and volumes with a trained checkpoint."
@@ -33,7 +33,7 @@ def evaluate(options: RunOptions) -> Path:
 
     if options.shard is not None:
         raise UserError("--shard is for --exec_mode predict: scores belong to all cases together.")
-    checkpoint = options.ckpt_path or find_checkpoint(options.results)
+    checkpoint = options.ckpt_path or find_checkpoint(options.store)
     with RunLog(options.results / options.logname) as run_log:
         return validate_fold(options, read_fold(options), checkpoint, run_log)
 
@@ -52,7 +52,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     shard = PredictionShard.parse(options.shard)
     model = open_model(options)
     plan = model.model.plan
-    cases = cases_to_predict(options)
+    cases = cases_to_predict(options)[: options.test_limit]
     folder_of_cases = cases[0].image.parent
     refuse_other_preparation(plan, read_plan(folder_of_cases), folder_of_cases)
     tta = "_tta" if options.inference.tta else ""
@@ -84,7 +84,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    run(parse(RunOptions, sys.argv[1:], program="inference.py", description=DESCRIPTION))
+    run(read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION).options)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class PredictionRow:
 
 def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
     """The model of `checkpoint`, of --ckpt_path, or the best one in the results folder."""
-    path = checkpoint or options.ckpt_path or find_checkpoint(options.results)
+    path = checkpoint or options.ckpt_path or find_checkpoint(options.store)
     device = torch.device(choose_machine(options.device, 1, 1).device)
     model = load_model(path, device)
     inference = options.inference

@@ -47,7 +47,7 @@ def predict_scans(options: RunOptions) -> Path:
     shard = PredictionShard.parse(options.shard)
     run = open_model(options)
     plan = run.model.plan
-    scans = shard.share_of(_scans_of(options, run), lambda scan: scan.case_id)
+    scans = shard.share_of(_scans_of(options, run)[: options.test_limit], lambda scan: scan.case_id)
     folder = options.output or options.results / PREDICTIONS
     say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
     started = time.perf_counter()

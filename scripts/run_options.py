@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_loading.options import LoaderOptions
 from nnunet.options import InferenceOptions, LossOptions, NetworkOptions, OptimiserOptions, TrainingOptions
+from utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class RunOptions:
     exec_mode: Literal["train", "evaluate", "predict"] = "train"
     """train: fit a model; evaluate: score a checkpoint on the held-out cases; predict: masks and classes."""
     recipe: Literal["nvidia", "nnunet"] = "nvidia"
-    """Defaults of training: NVIDIA's (constant rate, no deep supervision) or nnU-Net's (sgd, poly, 250 steps)."""
+    """What an option is where nothing else is said: as NVIDIA has it, or as nnU-Net has it."""
     benchmark: bool = False
     """Measure instead: --exec_mode train or predict for --warmup and --train_batches or --test_batches
     batches, as scripts/benchmark.py does."""
@@ -52,10 +53,6 @@ class RunOptions:
     """Name of the DLLogger file in the results folder."""
     ckpt_store_dir: Path | None = None
     """Checkpoints go to the folder checkpoints in here; unset: in --results."""
-    train_batches: int = 0
-    """Training steps per epoch at most; 0: all."""
-    test_batches: int = 0
-    """Validation volumes per process and epoch, and predicted cases, at most; 0: all."""
     warmup: int = 5
     """With --benchmark: batches before the clock starts."""
     ckpt_path: Path | None = None
@@ -74,3 +71,15 @@ class RunOptions:
     optimiser: OptimiserOptions = OptimiserOptions()
     training: TrainingOptions = TrainingOptions()
     inference: InferenceOptions = InferenceOptions()
+
+    @property
+    def test_limit(self) -> int | None:
+        """Validation volumes per process, or predicted cases, at most; None: all."""
+        if self.training.test_batches < 0:
+            raise UserError(f"--test_batches should be at least 0, got {self.training.test_batches}.")
+        return self.training.test_batches or None
+
+    @property
+    def store(self) -> Path:
+        """The folder whose folder checkpoints holds this run's."""
+        return self.ckpt_store_dir or self.results

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
+from scripts.run_recipes import read_command
 from utils.affinity import resolve_choice, set_affinity
 from utils.command import run_command
 from utils.errors import DatasetError
-from utils.options import describe, parse
 from utils.prepared_folder import SPLITS
 from utils.run_log import RunLog, say
 from utils.seeding import seed_everything
 from utils.splits import write_folds
 
 DESCRIPTION = "Train the planned network on one fold."
+NO_ORIGINS: Mapping[str, str] = MappingProxyType({})
 # Lightning suggests worker processes and logging intervals; the DALI loader has neither.
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
@@ -29,8 +32,8 @@ HARMLESS_WARNINGS = (
 )
 
 
-def run(options: RunOptions) -> Path:
-    """Train, validate, and return the path of the best checkpoint."""
+def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
+    """Train, validate, and return the path of the best checkpoint; `origins` says who set which option."""
     # Imported here: --help must not wait for torch.
     from data_loading.data_module import DataModule
     from nnunet.training import trainer as training
@@ -42,20 +45,24 @@ def run(options: RunOptions) -> Path:
     from scripts.final_validation import validate_fold
     from scripts.fold_data import read_fold
     from scripts.process_place import shard_of
+    from scripts.resolved_options import logged_options, option_lines, resolved_options
 
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     seed_everything(options.seed)
-    resume = _resume_path(options, training.last_checkpoint(options.results))
+    resume = _resume_path(options, training.last_checkpoint(options.store))
     machine = training.choose_machine(options.device, options.gpus, options.nodes)
     fold = read_fold(options)
     shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
     parts = build_parts(options, fold, shard)
+    resolved = resolved_options(options, fold.plan, parts, machine)
     if shard.rank == 0:
         say(f"Training on {machine.device}: {summary(fold, parts)}. Results: {options.results}")
+        for line in option_lines(options, origins, resolved):
+            say(line)
     with RunLog(options.results / options.logname, shard.rank) as run_log:
-        run_log.log("PARAMETER", describe(options))
+        run_log.log("PARAMETER", logged_options(options, origins, resolved))
         if shard.rank == 0:
             write_folds(options.results / SPLITS, fold.folds)
         callbacks = [
@@ -65,10 +72,10 @@ def run(options: RunOptions) -> Path:
             *([Profiler(options.results)] if options.training.profile else []),
         ]
         clip = options.optimiser.gradient_clip_val
-        trainer = training.build_trainer(options.training, options.results, machine, clip, callbacks)
+        trainer = training.build_trainer(options.training, options.store, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
         trainer.fit(parts.module, datamodule=DataModule(parts.loader, parts.volumes), ckpt_path=resume)
-        best = training.best_checkpoint(trainer, options.results)
+        best = training.best_checkpoint(trainer, options.store)
         if trainer.is_global_zero and options.training.save_ckpt:
             validate_fold(options, fold, best, run_log)
     return best
@@ -95,7 +102,8 @@ def _resume_path(options: RunOptions, last: Path) -> Path | None:
 
 def main() -> None:
     """Run from the command line."""
-    run(parse(RunOptions, sys.argv[1:], program="train.py", description=DESCRIPTION))
+    command = read_command(sys.argv[1:], program="train.py", description=DESCRIPTION)
+    run(command.options, command.origins)
 
 
 if __name__ == "__main__":

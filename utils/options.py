@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,9 +20,11 @@ T = TypeVar("T")
 CONFIG_FLAG = "--config"
 HELP_FLAGS = {"-h", "--help"}
 EPILOGUE = (
-    "Any option can also stand in a file: --config FILE.toml with lines such as learning_rate = 0.001. "
-    "The command line wins over the file, the file over the defaults. --no_NAME turns the switch --NAME off."
+    "Any option can also stand in a file: --config FILE.toml with lines such as learning_rate = 0.001, or "
+    "FILE.json with the same names. The command line wins over the file, the file over the defaults. "
+    "--no_NAME turns the switch --NAME off."
 )
+COMMAND_LINE, DEFAULT = "command line", "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,22 +35,51 @@ class Leaf:
     kind: Any
     owner: str
     aliases: tuple[str, ...] = ()
+    off_aliases: tuple[str, ...] = ()
 
 
-def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str) -> T:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionRules:
+    """What a command's options have beyond their types.
+
+    The value of the option `preset` chooses one of `presets`: other defaults, by option name. `refused` holds
+    names ("bind") or values ("norm=fused") that other programs have, each with the sentence that says what to
+    use here.
+    """
+
+    preset: str = ""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Options from one place: `tokens` is what one would type, `names` are the options that it sets."""
+
+    origin: str
+    tokens: tuple[str, ...]
+    names: frozenset[str]
+
+
+NO_RULES = OptionRules()
+
+
+def parse(
+    kind: type[T], argv: Sequence[str], *, program: str, description: str, rules: OptionRules = NO_RULES
+) -> T:
     """The options of `kind`, a (nested) frozen dataclass, from `argv` without the program's name.
 
     Nested dataclasses are flattened: every field is `--field_name`, whichever group holds it. A field with
-    `metadata={"aliases": ("-i",)}` answers to those names too; its help is the string below the field.
-    `--config FILE.toml` may occur several times, the later file wins. Ends with status 2 and a short message
-    on a wrong option (SystemExit), or with UserError on a wrong file.
+    `metadata={"aliases": ("-i",)}` answers to those names too, a switch with `"off_aliases"` is turned off by
+    those; its help is the string below the field. `--config FILE.toml` may occur several times, the later
+    file wins. Ends with status 2 and a short message on a wrong option (SystemExit), or with UserError on a
+    wrong file.
     """
     import tyro
 
-    leaves = flatten(kind)
-    files, remaining = split_config(argv)
-    tokens = [token for path in files for token in file_tokens(path, leaves)]
-    tokens += expand_aliases(remaining, leaves)
+    layers = option_layers(kind, argv, rules)
+    tokens = [token for layer in layers for token in layer.tokens]
+    remaining = layers[-1].tokens
     markers = [tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes]
     if HELP_FLAGS.intersection(remaining):
         # --amp and --no_amp are always accepted; only the one that changes the default is worth a line.
@@ -62,15 +94,58 @@ def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str)
     )
 
 
+def option_layers(kind: type, argv: Sequence[str], rules: OptionRules = NO_RULES) -> tuple[Layer, ...]:
+    """Where options come from, weakest first: the preset, the files, the command line, which is the last."""
+    leaves = flatten(kind)
+    files, remaining = split_config(argv)
+    typed = tuple(expand_aliases(remaining, leaves))
+    layers = [_file_layer(path, leaves, rules.refused) for path in files]
+    _refuse(_pairs(typed), rules.refused)
+    layers.append(Layer(origin=COMMAND_LINE, tokens=typed, names=_names_in(typed, leaves)))
+    if rules.preset:
+        chosen = [value for layer in layers for name, value in _pairs(layer.tokens) if name == rules.preset]
+        values = rules.presets.get(chosen[-1], {}) if chosen else {}
+        tokens = tuple(token for name, value in values.items() for token in _as_typed(leaves[name], value))
+        origin = f"{rules.preset} {chosen[-1]}" if chosen else DEFAULT
+        layers.insert(0, Layer(origin=origin, tokens=tokens, names=frozenset(values)))
+    return tuple(layers)
+
+
+def origins(layers: Sequence[Layer]) -> dict[str, str]:
+    """For each option that is not at its default, the strongest place that sets it."""
+    return {name: layer.origin for layer in layers for name in sorted(layer.names)}
+
+
+def _names_in(tokens: Sequence[str], leaves: Mapping[str, Leaf]) -> frozenset[str]:
+    names = {name for name, _ in _pairs(tokens)}
+    return frozenset({name if name in leaves else name.removeprefix("no_") for name in names} & leaves.keys())
+
+
+def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every option among the tokens, with underscores, and its (first) value."""
+    for place, token in enumerate(tokens):
+        if token.startswith("--"):
+            name, equals, value = token.removeprefix("--").partition("=")
+            following = tokens[place + 1] if place + 1 < len(tokens) else ""
+            yield name.replace("-", "_"), value if equals else following
+
+
+def _refuse(pairs: Iterable[tuple[str, Any]], refused: Mapping[str, str]) -> None:
+    for name, value in pairs:
+        reason = refused.get(name) or refused.get(f"{name}={value}")
+        if reason and value is not False:
+            raise UserError(reason)
+
+
 def describe(options: Any) -> dict[str, Any]:
     """Every option by its flat name as a plain value, ready for a log or a JSON file."""
     flat: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
+    for entry in fields(options):
+        value = getattr(options, entry.name)
         if is_dataclass(value) and not isinstance(value, type):
             flat |= describe(value)
         else:
-            flat[field.name] = to_plain(value)
+            flat[entry.name] = to_plain(value)
     return flat
 
 
@@ -79,7 +154,7 @@ def flatten(kind: type) -> dict[str, Leaf]:
     leaves: dict[str, Leaf] = {}
     taken: dict[str, str] = {CONFIG_FLAG: "utils.options", "-h": "utils.options", "--help": "utils.options"}
     for leaf in _walk(kind):
-        for flag in (f"--{leaf.name}", *leaf.aliases):
+        for flag in (f"--{leaf.name}", *leaf.aliases, *leaf.off_aliases):
             if flag in taken:
                 raise ValueError(f"The option {flag} occurs twice: in {taken[flag]} and in {leaf.owner}.")
             taken[flag] = leaf.owner
@@ -89,16 +164,21 @@ def flatten(kind: type) -> dict[str, Leaf]:
 
 def _walk(kind: type) -> Iterator[Leaf]:
     hints = typing.get_type_hints(kind)
-    for field in _init_fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _walk(hints[field.name])
+    for entry in _init_fields(kind):
+        if is_dataclass(hints[entry.name]):
+            yield from _walk(hints[entry.name])
         else:
-            aliases = tuple(field.metadata.get("aliases", ()))
-            yield Leaf(name=field.name, kind=hints[field.name], owner=kind.__name__, aliases=aliases)
+            yield Leaf(
+                name=entry.name,
+                kind=hints[entry.name],
+                owner=kind.__name__,
+                aliases=tuple(entry.metadata.get("aliases", ())),
+                off_aliases=tuple(entry.metadata.get("off_aliases", ())),
+            )
 
 
 def _init_fields(kind: Any) -> list[Field[Any]]:
-    return [field for field in fields(kind) if field.init]
+    return [entry for entry in fields(kind) if entry.init]
 
 
 def split_config(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -123,6 +203,7 @@ def split_config(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 def expand_aliases(tokens: Sequence[str], leaves: dict[str, Leaf]) -> list[str]:
     """Short names replaced by the full ones: `-i scans` becomes `--input scans`."""
     full = {alias: f"--{leaf.name}" for leaf in leaves.values() for alias in leaf.aliases}
+    full |= {alias: f"--no_{leaf.name}" for leaf in leaves.values() for alias in leaf.off_aliases}
     expanded = []
     for token in tokens:
         name, equals, value = token.partition("=")
@@ -130,26 +211,36 @@ def expand_aliases(tokens: Sequence[str], leaves: dict[str, Leaf]) -> list[str]:
     return expanded
 
 
-def file_tokens(path: Path, leaves: dict[str, Leaf]) -> list[str]:
-    """What one would type instead of the TOML file at `path`; unknown names and wrong types are errors."""
+def _file_layer(path: Path, leaves: dict[str, Leaf], refused: Mapping[str, str]) -> Layer:
+    """What one would type instead of the file at `path`; unknown names and wrong types are errors."""
     tokens: list[str] = []
-    for name, value in _read_toml(path).items():
+    content = _read_file(path)
+    _refuse(content.items(), refused)
+    for name, value in content.items():
         if name not in leaves:
             raise UserError(f"{path}: {_unknown_key(name, value, leaves)} See --help.")
         leaf = leaves[name]
         if not _fits(value, leaf.kind):
             raise UserError(f"{path}: {name} should be {_kind_text(leaf.kind)}, got {value!r}. See --help.")
-        tokens += _as_typed(leaf, value, path)
-    return tokens
+        if isinstance(value, list) and any(str(item).startswith("-") for item in value if type(item) is str):
+            raise UserError(f"{path}: an entry of {name} starts with a dash: {value}.")
+        tokens += _as_typed(leaf, value)
+    return Layer(origin=str(path), tokens=tuple(tokens), names=frozenset(content))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
+    """A TOML file, or a JSON one by its name; a null of JSON leaves its option unset."""
+    is_json = path.suffix == ".json"
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{CONFIG_FLAG}: {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from error
+        raise UserError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold one object of option names and values.")
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _unknown_key(name: str, value: Any, leaves: dict[str, Leaf]) -> str:
@@ -194,12 +285,9 @@ def _kind_text(kind: Any) -> str:
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _as_typed(leaf: Leaf, value: Any, path: Path) -> list[str]:
+def _as_typed(leaf: Leaf, value: Any) -> list[str]:
     if leaf.kind is bool:
         return [f"--{leaf.name}" if value else f"--no_{leaf.name}"]
     if not isinstance(value, list):
         return [f"--{leaf.name}={value}"]
-    items = [str(item) for item in value]
-    if any(isinstance(item, str) and item.startswith("-") for item in value):
-        raise UserError(f"{path}: an entry of {leaf.name} starts with a dash: {items}.")
-    return [f"--{leaf.name}", *items]
+    return [f"--{leaf.name}", *map(str, value)]

@@ -10,10 +10,11 @@ import torch
 from torch.nn import Parameter
 
 from nnunet.options import OptimiserOptions
+from utils.errors import UserError
 
 LEARNING_RATES = {"adam": 8e-4, "sgd": 1e-2}
 WEIGHT_DECAYS = {"adam": 1e-4, "sgd": 3e-5}
-SCHEDULES = {"adam": "cosine", "sgd": "poly"}
+WARMUP_STEPS = 250  # of --scheduler, as NVIDIA's
 POLY_EXPONENT = 0.9  # Isensee et al. 2021
 
 
@@ -21,7 +22,7 @@ def build_optimiser(
     parameters: Iterable[Parameter], options: OptimiserOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates are the optimiser's own."""
-    rate, decay = _peak_rate(options), _weight_decay(options)
+    rate, decay = peak_rate(options), decay_rate(options)
     groups = [{"params": list(parameters), "peak_lr": rate}]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
@@ -38,14 +39,16 @@ def build_optimiser(
 def reset_rates(optimiser: torch.optim.Optimizer, options: OptimiserOptions) -> None:
     """Take peak rate and decay from `options`: a checkpoint brings those of the run that wrote it."""
     for group in optimiser.param_groups:
-        group["peak_lr"], group["weight_decay"] = _peak_rate(options), _weight_decay(options)
+        group["peak_lr"], group["weight_decay"] = peak_rate(options), decay_rate(options)
 
 
-def _peak_rate(options: OptimiserOptions) -> float:
+def peak_rate(options: OptimiserOptions) -> float:
+    """The highest learning rate of the run; unset, that of the optimiser."""
     return LEARNING_RATES[options.optimizer] if options.learning_rate is None else options.learning_rate
 
 
-def _weight_decay(options: OptimiserOptions) -> float:
+def decay_rate(options: OptimiserOptions) -> float:
+    """The weight decay; unset, that of the optimiser."""
     return WEIGHT_DECAYS[options.optimizer] if options.weight_decay is None else options.weight_decay
 
 
@@ -66,9 +69,19 @@ class Schedule:
 
 
 def build_schedule(options: OptimiserOptions) -> Schedule:
-    """The schedule that `options` name."""
-    kind = SCHEDULES[options.optimizer] if options.schedule == "auto" else options.schedule
-    return Schedule(kind=kind, warmup_steps=options.warmup_steps)
+    """The schedule that `options` name; UserError where they contradict each other."""
+    kind = "cosine" if options.scheduler else "constant"
+    if options.schedule != "auto":
+        if options.scheduler and options.schedule != kind:
+            raise UserError(
+                f"--scheduler is the cosine after a warm-up, --schedule {options.schedule} is another decay. "
+                "Leave one away; --warmup_steps gives any schedule a warm-up."
+            )
+        kind = options.schedule
+    warmup = (
+        (WARMUP_STEPS if options.scheduler else 0) if options.warmup_steps is None else options.warmup_steps
+    )
+    return Schedule(kind=kind, warmup_steps=warmup)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

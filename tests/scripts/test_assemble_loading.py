@@ -153,12 +153,12 @@ def test_the_targets_are_those_of_the_plan(make_fold: Callable[..., FoldCases]) 
     shard = shard_of(options_with(), CPU)
     loader = build_training_loader(options_with(), fold, 2, shard)
     assert loader.targets.shapes == ((4, 16, 16), (4, 8, 8))
-    for targets in (loader.targets, build_volume_loader(fold, shard).targets):
+    for targets in (loader.targets, build_volume_loader(options_with(), fold, shard).targets):
         assert (targets.regions, targets.ignore_label, targets.prior_labels) == (((1, 2), (2,)), 3, 0)
 
 
 def test_the_held_out_cases_become_whole_volumes(make_fold: Callable[..., FoldCases]) -> None:
-    loader = build_volume_loader(make_fold(), shard_of(options_with(), CPU))
+    loader = build_volume_loader(options_with(), make_fold(), shard_of(options_with(), CPU))
     assert [entry.case.case_id for entry in loader.entries] == ["case_3"]
 
 
@@ -179,7 +179,7 @@ def test_all_ranks_step_equally_and_a_pass_shows_every_case_once(
         for batch in batches:
             assert batch.case_weights is not None
             shown += [name for name, weight in zip(batch.case_ids, batch.case_weights, strict=True) if weight]
-        validated += [batch.case_ids[0] for batch in build_volume_loader(fold, shard)]
+        validated += [batch.case_ids[0] for batch in build_volume_loader(options_with(), fold, shard)]
     assert len(set(steps)) == 1
     assert sorted(shown) == [case.case_id for case in cases]
     # A rank beyond the cases repeats one, which counts once when the results are pooled.

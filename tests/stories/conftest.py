@@ -9,6 +9,7 @@ import pytest
 from data_preprocessing.phantom import PhantomOptions, write_phantom
 from scripts import preprocess, train
 from scripts.run_options import RunOptions
+from scripts.run_recipes import read_command
 from utils.options import parse
 from utils.prepared_folder import PLAN, read_plan
 from utils.storage import write_json
@@ -54,8 +55,8 @@ def run_options(phantom: Phantom) -> Callable[..., RunOptions]:
     def make(results: Path, *flags: str) -> RunOptions:
         words = ["--data", str(phantom.prepared), "--results", str(results), "--task", TASK]
         words += ["--device", "cpu", "--epochs", "2", "--steps_per_epoch", "2", "--num_workers", "1"]
-        words += ["--schedule", "constant", "--overlap", "0"]
-        return parse(RunOptions, [*words, *flags], program="main.py", description="")
+        words += ["--deep_supervision", "--overlap", "0"]
+        return read_command([*words, *flags], program="main.py", description="").options
 
     return make
 

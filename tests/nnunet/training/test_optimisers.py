@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 from nnunet.options import OptimiserOptions
 from nnunet.training.optimisers import Schedule, build_optimiser, build_schedule, set_learning_rate
+from utils.errors import UserError
 
 
 def optimiser_of(options: OptimiserOptions) -> torch.optim.Optimizer:
@@ -74,15 +75,21 @@ def test_warm_up_multiplies_the_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"),
+    ("options", "schedule"),
     [
-        (OptimiserOptions(), "cosine"),
-        (OptimiserOptions(optimizer="sgd"), "poly"),
-        (OptimiserOptions(optimizer="sgd", schedule="constant"), "constant"),
+        (OptimiserOptions(), Schedule(kind="constant", warmup_steps=0)),
+        (OptimiserOptions(scheduler=True), Schedule(kind="cosine", warmup_steps=250)),
+        (OptimiserOptions(scheduler=True, warmup_steps=0), Schedule(kind="cosine", warmup_steps=0)),
+        (OptimiserOptions(schedule="poly", warmup_steps=7), Schedule(kind="poly", warmup_steps=7)),
     ],
 )
-def test_auto_is_the_usual_schedule_of_the_optimiser(options: OptimiserOptions, kind: str) -> None:
-    assert build_schedule(options).kind == kind
+def test_the_scheduler_is_a_warm_up_and_a_cosine(options: OptimiserOptions, schedule: Schedule) -> None:
+    assert build_schedule(options) == schedule
+
+
+def test_two_schedules_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match="--schedule poly is another decay"):
+        build_schedule(OptimiserOptions(scheduler=True, schedule="poly"))
 
 
 def test_groups_keep_their_ratio() -> None:

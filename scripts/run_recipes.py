@@ -1,0 +1,55 @@
+"""The command line of a run: NVIDIA's defaults, nnU-Net's as a recipe, and names that have no place here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.run_options import RunOptions
+from utils.options import OptionRules, option_layers, origins, parse
+
+# Isensee et al. 2021 and nnU-Net v2.
+NNUNET: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "weight_decay": 3e-5,
+    "momentum": 0.99,
+    "schedule": "poly",
+    "gradient_clip_val": 12.0,
+    "deep_supervision": True,
+    "oversampling": 0.33,
+    "epochs": 1000,
+    "steps_per_epoch": 250,
+    "patience": 0,
+    "amp": True,
+    "tta": True,
+}
+REFUSED = {
+    "brats22_model": (
+        "--brats22_model is not offered: that network is written down by hand for one dataset. Use --brats "
+        "--deep_supervision --depth 6 --min_fmap 2 --filters 64 96 128 192 256 384 512 instead."
+    ),
+    "bind": "--bind is not offered: use --affinity, which keeps a GPU's process on the processors near it.",
+    "norm=instance_nvfuser": (
+        "--norm instance_nvfuser is not offered: its kernel left PyTorch. Use --norm instance; --compile "
+        "fuses it with its neighbours, --layout NDHWC keeps the channels last."
+    ),
+}
+RULES = OptionRules(preset="recipe", presets={"nvidia": {}, "nnunet": NNUNET}, refused=REFUSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCommand:
+    """The options of a run, and for each that is not at its default who set it."""
+
+    options: RunOptions
+    origins: dict[str, str]
+
+
+def read_command(
+    argv: Sequence[str], *, program: str, description: str, rules: OptionRules = RULES
+) -> RunCommand:
+    """`argv` without the program's name, understood; ends the program as `utils.options.parse` does."""
+    options = parse(RunOptions, argv, program=program, description=description, rules=rules)
+    return RunCommand(options=options, origins=origins(option_layers(RunOptions, argv, rules)))

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from utils.contracts import Shape, Stage
 
 INSTANCE_NORM_EPS = 1e-5  # Isensee et al. 2021
-GROUP_NORM_CHANNELS = 16  # channels per group (Wu & He 2018)
+GROUP_NORM_CHANNELS = 16  # channels per group (Wu & He 2018), more where they cannot be shared out so
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+AVERAGE_POOLINGS = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -59,9 +60,14 @@ def upsampling(channels_in: int, channels_out: int, stride: Shape, style: BlockS
     return TRANSPOSED[style.dims](channels_in, channels_out, size, stride=size, bias=True)
 
 
-def pointwise(channels_in: int, channels_out: int, style: BlockStyle) -> nn.Module:
-    """A 1x1x1 convolution with bias: a segmentation head."""
-    return CONVOLUTIONS[style.dims](channels_in, channels_out, 1, bias=True)
+def pointwise(channels_in: int, channels_out: int, style: BlockStyle, *, bias: bool = True) -> nn.Module:
+    """A 1x1x1 convolution: a segmentation head; without bias, the projection of a skip before its norm."""
+    return CONVOLUTIONS[style.dims](channels_in, channels_out, 1, bias=bias)
+
+
+def average_pooling(stride: Shape, style: BlockStyle) -> nn.Module:
+    """The mean over windows of `stride`, which have to fill the maps."""
+    return AVERAGE_POOLINGS[style.dims](trim(stride, style.dims))
 
 
 def normalisation(channels: int, style: BlockStyle) -> nn.Module:
@@ -71,7 +77,8 @@ def normalisation(channels: int, style: BlockStyle) -> nn.Module:
     if style.norm == "batch":
         return BATCH_NORMS[style.dims](channels)
     if style.norm == "group":
-        return nn.GroupNorm(max(channels // GROUP_NORM_CHANNELS, 1), channels)
+        most = max(channels // GROUP_NORM_CHANNELS, 1)
+        return nn.GroupNorm(next(count for count in range(most, 0, -1) if channels % count == 0), channels)
     raise ValueError(f"norm should be instance, batch or group, got {style.norm!r}.")
 
 

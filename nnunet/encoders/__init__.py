@@ -2,6 +2,7 @@
 
 from nnunet.encoders.base import Encoder
 from nnunet.encoders.plain import Plain
+from nnunet.encoders.residual import Residual
 from utils.registry import Registry
 
-ENCODERS: Registry[Encoder] = Registry("encoder", Plain)
+ENCODERS: Registry[Encoder] = Registry("encoder", Plain, Residual)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle
 from utils.contracts import Stage
@@ -25,3 +25,20 @@ class Encoder(ABC):
     @abstractmethod
     def build(self, num_channels: int, stages: Sequence[Stage], style: BlockStyle) -> nn.Module:
         """The encoder for `stages`; every parameter exists when it returns."""
+
+
+@final
+class StageChain(nn.Module):
+    """One module per stage, each fed by the one before."""
+
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps, finest first."""
+        features = []
+        for stage in self.stages:
+            image = stage(image)
+            features.append(image)
+        return tuple(features)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from nnunet.blocks import BlockStyle, plain_stage
-from nnunet.encoders.base import Encoder
+from nnunet.encoders.base import Encoder, StageChain
 from utils.contracts import Stage
 
 
@@ -23,23 +23,6 @@ class Plain(Encoder):
     def build(self, num_channels: int, stages: Sequence[Stage], style: BlockStyle) -> nn.Module:
         """The encoder for `stages`."""
         inputs = [num_channels, *[stage.channels for stage in stages[:-1]]]
-        return PlainEncoder(
+        return StageChain(
             [plain_stage(channels, stage, style) for channels, stage in zip(inputs, stages, strict=True)]
         )
-
-
-@final
-class PlainEncoder(nn.Module):
-    """One module per stage, each fed by the one before."""
-
-    def __init__(self, stages: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, finest first."""
-        features = []
-        for stage in self.stages:
-            image = stage(image)
-            features.append(image)
-        return tuple(features)

@@ -8,6 +8,7 @@ from torch import nn
 
 from nnunet.blocks import (
     BlockStyle,
+    average_pooling,
     convolution,
     flatten_depth,
     initialise,
@@ -76,8 +77,8 @@ def test_each_norm_has_its_layer_with_learned_scale(norm: str, dims: int, kind: 
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 1), (64, 4)])
-def test_group_norm_has_sixteen_channels_per_group(channels: int, groups: int) -> None:
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 1), (64, 4), (50, 2), (53, 1)])
+def test_group_norm_has_sixteen_channels_per_group_or_more(channels: int, groups: int) -> None:
     layer = normalisation(channels, BlockStyle(norm="group"))
     assert isinstance(layer, nn.GroupNorm)
     assert layer.num_groups == groups
@@ -91,6 +92,14 @@ def test_an_unknown_norm_is_named_beside_the_choices() -> None:
 def test_a_segmentation_head_mixes_channels_only_and_has_a_bias() -> None:
     head = pointwise(8, 3, DEEP)
     assert {tuple(weight.shape) for weight in head.parameters()} == {(3, 8, 1, 1, 1), (3,)}
+    projection = pointwise(8, 3, DEEP, bias=False)
+    assert {tuple(weight.shape) for weight in projection.parameters()} == {(3, 8, 1, 1, 1)}
+
+
+def test_average_pooling_is_the_mean_of_a_stride() -> None:
+    maps = torch.arange(8.0).view(1, 1, 1, 2, 4)
+    assert average_pooling((1, 2, 2), DEEP)(maps).flatten().tolist() == [2.5, 4.5]
+    assert average_pooling((1, 2, 2), FLAT)(maps[:, :, 0]).flatten().tolist() == [2.5, 4.5]
 
 
 def test_convolutions_start_with_the_deviation_of_he() -> None:

@@ -13,7 +13,9 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.run_log import RunLog, say
 
-DESCRIPTION = "Predict masks, classes and volumes with a trained checkpoint."
+DESCRIPTION = (
+    "Predict masks, classes and volumes with a trained checkpoint; with --exec_mode evaluate, score it."
+)
 
 
 def run(options: RunOptions) -> Path:
@@ -84,7 +86,11 @@ def _predict_preprocessed(options: RunOptions) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    run(read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION).options)
+    options = read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION).options
+    if options.exec_mode == "evaluate":
+        evaluate(options)
+    else:
+        run(options)
 
 
 if __name__ == "__main__":

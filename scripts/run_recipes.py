@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.run_options import RunOptions
@@ -36,7 +36,27 @@ REFUSED = {
         "fuses it with its neighbours, --layout NDHWC keeps the channels last."
     ),
 }
-RULES = OptionRules(preset="recipe", presets={"nvidia": {}, "nnunet": NNUNET}, refused=REFUSED)
+USUAL = "nvidia"
+RULES = OptionRules(
+    preset="recipe", usual_preset=USUAL, presets={USUAL: {}, "nnunet": NNUNET}, refused=REFUSED
+)
+# NVIDIA's training script: epochs, and those before the first validation; on several GPUs (True), on one.
+SCRIPT_EPOCHS, SCRIPT_SKIPPED = {True: 600, False: 300}, {True: 150, False: 100}
+
+
+def training_script_rules(argv: Sequence[str]) -> OptionRules:
+    """The rules of `scripts/train.py`: the recipe nvidia as NVIDIA's training script has it.
+
+    Deep supervision, 300 epochs (600 on several GPUs) of which the first 100 (150) are not validated. With an
+    own number of epochs every epoch is validated, unless --skip_first_n_eval is given.
+    """
+    given = {name for layer in option_layers(RunOptions, argv) for name in layer.names}
+    options = parse(RunOptions, argv, program="train.py", description="", rules=RULES)
+    is_many = options.gpus * options.nodes > 1
+    nvidia: dict[str, Any] = {"deep_supervision": True}
+    if not given & {"epochs", "max_epochs", "skip_first_n_eval"}:
+        nvidia |= {"epochs": SCRIPT_EPOCHS[is_many], "skip_first_n_eval": SCRIPT_SKIPPED[is_many]}
+    return replace(RULES, presets={USUAL: nvidia, "nnunet": NNUNET})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,21 @@ from types import MappingProxyType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
-from scripts.run_recipes import read_command
+from scripts.run_recipes import RULES, read_command, training_script_rules
 from utils.affinity import resolve_choice, set_affinity
 from utils.command import run_command
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
+from utils.options import HELP_FLAGS
 from utils.prepared_folder import SPLITS
 from utils.run_log import RunLog, say
 from utils.seeding import seed_everything
 from utils.splits import write_folds
 
-DESCRIPTION = "Train the planned network on one fold."
+DESCRIPTION = (
+    "Train the planned network on one fold. As main.py --exec_mode train, but without --recipe nnunet: deep "
+    "supervision, and unless a number of epochs is given 300 of them (600 on several GPUs), of which the "
+    "first 100 (150) are not validated."
+)
 NO_ORIGINS: Mapping[str, str] = MappingProxyType({})
 # Lightning suggests worker processes and logging intervals; the DALI loader has neither.
 HARMLESS_WARNINGS = (
@@ -102,7 +107,14 @@ def _resume_path(options: RunOptions, last: Path) -> Path | None:
 
 def main() -> None:
     """Run from the command line."""
-    command = read_command(sys.argv[1:], program="train.py", description=DESCRIPTION)
+    words = sys.argv[1:]
+    # --help is answered with the program's own text, before the words are understood.
+    rules = RULES if HELP_FLAGS.intersection(words) else training_script_rules(words)
+    command = read_command(words, program="train.py", description=DESCRIPTION, rules=rules)
+    if command.options.exec_mode != "train":
+        raise UserError(
+            "scripts/train.py trains. For another --exec_mode use main.py or scripts/inference.py."
+        )
     run(command.options, command.origins)
 
 

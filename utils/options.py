@@ -24,7 +24,7 @@ EPILOGUE = (
     "FILE.json with the same names. The command line wins over the file, the file over the defaults. "
     "--no_NAME turns the switch --NAME off."
 )
-COMMAND_LINE, DEFAULT = "command line", "default"
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,13 @@ class Leaf:
 class OptionRules:
     """What a command's options have beyond their types.
 
-    The value of the option `preset` chooses one of `presets`: other defaults, by option name. `refused` holds
-    names ("bind") or values ("norm=fused") that other programs have, each with the sentence that says what to
-    use here.
+    The value of the option `preset` chooses one of `presets`: other defaults, by option name; where it is not
+    given, `usual_preset`. `refused` holds names ("bind") or values ("norm=fused") that other programs have,
+    each with the sentence that says what to use here.
     """
 
     preset: str = ""
+    usual_preset: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,11 +104,12 @@ def option_layers(kind: type, argv: Sequence[str], rules: OptionRules = NO_RULES
     _refuse(_pairs(typed), rules.refused)
     layers.append(Layer(origin=COMMAND_LINE, tokens=typed, names=_names_in(typed, leaves)))
     if rules.preset:
-        chosen = [value for layer in layers for name, value in _pairs(layer.tokens) if name == rules.preset]
-        values = rules.presets.get(chosen[-1], {}) if chosen else {}
+        given = [value for layer in layers for name, value in _pairs(layer.tokens) if name == rules.preset]
+        chosen = given[-1] if given else rules.usual_preset
+        values = rules.presets.get(chosen, {})  # a wrong name is told when the options are parsed
         tokens = tuple(token for name, value in values.items() for token in _as_typed(leaves[name], value))
-        origin = f"{rules.preset} {chosen[-1]}" if chosen else DEFAULT
-        layers.insert(0, Layer(origin=origin, tokens=tokens, names=frozenset(values)))
+        layer = Layer(origin=f"{rules.preset} {chosen}", tokens=tokens, names=frozenset(values))
+        layers.insert(0, layer)
     return tuple(layers)
 
 

@@ -204,3 +204,94 @@ def test_help_of_forty_flags_takes_less_than_a_second(capsys: pytest.CaptureFixt
         options.parse(many, ["--help"], program="many", description="Many.")
     assert time.process_time() - start < 1.0
     assert "--flag_39" in capsys.readouterr().out
+
+
+RULES = options.OptionRules(
+    preset="optimiser",
+    usual_preset="sgd",
+    presets={"sgd": {"warm_up": 5}, "adam": {"learning_rate": 0.5, "amp": True, "folds": [1, 2]}},
+    refused={"bind": "--bind is not here: use --folder.", "optimiser=fused": "--optimiser fused is gone."},
+)
+
+
+def with_rules(*argv: str) -> Run:
+    return options.parse(Run, ["-i", "c", *argv], program="run", description="Runs.", rules=RULES)
+
+
+def test_a_preset_changes_defaults_and_loses_against_everything_else(tmp_path: Path) -> None:
+    adam = with_rules("--optimiser", "adam")
+    assert (adam.optimiser_options.learning_rate, adam.amp, adam.folds) == (0.5, True, (1, 2))
+    assert with_rules("--optimiser=adam", "--no_amp", "--learning-rate", "3").amp is False
+    path = tmp_path / "run.toml"
+    path.write_text('learning_rate = 2\noptimiser = "adam"', encoding="utf-8")
+    from_file = with_rules("--config", str(path))
+    assert (from_file.optimiser_options.learning_rate, from_file.amp) == (2, True)
+
+
+def test_without_a_choice_the_usual_preset_holds() -> None:
+    assert (with_rules().optimiser_options.warm_up, with_rules("--optimiser", "sgd").amp) == (5, False)
+    assert with_rules("--optimiser", "adam").optimiser_options.warm_up is None
+
+
+def test_each_option_knows_who_set_it_last(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("amp = true\nwarm_up = 7\nmirror = false", encoding="utf-8")
+    argv = ["-i", "c", "--optimiser=adam", "--config", str(path), "--no-mirror", "--patch", "1", "2", "3"]
+    assert options.origins(options.option_layers(Run, argv, RULES)) == {
+        "learning_rate": "optimiser adam",
+        "amp": str(path),
+        "folds": "optimiser adam",
+        "warm_up": str(path),
+        "mirror": "command line",
+        "folder": "command line",
+        "optimiser": "command line",
+        "patch": "command line",
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bind"], "--bind is not here: use --folder"),
+        (["--bind=x"], "--bind is not here"),
+        (["--optimiser", "fused"], "--optimiser fused is gone"),
+        (["--optimiser=fused"], "--optimiser fused is gone"),
+    ],
+)
+def test_a_refused_option_says_what_to_use(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_rules(*argv)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"bind": true}', "--bind is not here"), ('{"optimiser": "fused"}', "is gone")]
+)
+def test_a_refused_option_is_refused_in_a_file_too(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        with_rules("--config", str(tmp_path / "run.json"))
+
+
+def test_a_json_file_serves_as_well_and_null_leaves_an_option_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"warm_up": null, "amp": true, "folds": [3]}', encoding="utf-8")
+    run = with_rules("--config", str(tmp_path / "run.json"))
+    assert (run.optimiser_options.warm_up, run.amp, run.folds) == (5, True, (3,))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[1]", "should hold one object"), ("{", r"run\.json is not valid JSON")]
+)
+def test_a_wrong_json_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        with_rules("--config", str(tmp_path / "run.json"))
+
+
+def test_a_second_name_can_turn_a_switch_off() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Views:
+        tta: bool = field(default=True, metadata={"off_aliases": ("--disable_tta",)})
+
+    argv = ["--disable_tta"]
+    assert options.parse(Views, argv, program="run", description="").tta is False
+    assert options.origins(options.option_layers(Views, argv)) == {"tta": "command line"}

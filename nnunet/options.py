@@ -11,8 +11,8 @@ class NetworkOptions:
     """The network around the planned stages."""
 
     encoder: str = "plain"
-    """What changes features: plain or residual, with the plan's blocks per stage: of one convolution, or of two
-    beside a skip."""
+    """What changes features: plain (the plan's number of convolutions per stage) or residual (as many blocks,
+    of two convolutions beside a skip)."""
     branch: str = "roi_pooled"
     """What turns features into class logits: roi_pooled or simple, options behind a colon; none: no class."""
     res_block: bool = False

@@ -16,6 +16,7 @@ from data_loading.augmentations.base import Augmentation
 from data_loading.catalogue import Entry
 from data_loading.graphs import GraphSettings, training_graph, volume_graph
 from data_loading.patches import SamplingRule, steps_in_epoch
+from data_loading.resident import ResidentVolumes, ResidentWindows
 from data_loading.sources import SourceSettings, VolumeSource, WindowSource
 from data_loading.targets import TargetRule
 from utils.contracts import Batch
@@ -27,7 +28,9 @@ class Shard:
     """Which part of the work this process does, where and how; `rank` counts over all nodes.
 
     With `on_host` augmentations run as compiled loops on the threads that read, else as DALI operators.
-    `in_memory`: the volumes fit into the machine's memory and are kept there.
+    `in_memory`: the volumes fit into the machine's memory and are kept there; `resident`: those of all
+    training cases lie on the device, in the entries' order, and patches are cut there (not with `on_host`).
+    With `channels_last` images have the strides of channels-last tensors; shapes and values are the same.
     """
 
     rank: int = 0
@@ -37,6 +40,8 @@ class Shard:
     prefetch: int = 2
     on_host: bool = False
     in_memory: bool = False
+    resident: ResidentVolumes | None = None
+    channels_last: bool = False
 
 
 @final
@@ -127,7 +132,7 @@ class TrainingLoader:
         if self._pipeline is None:
             self._source, self._pipeline = self._build()
         image, entry, weights, *labels = (_as_tensor(output) for output in self._pipeline.run())
-        return _assemble(self.entries, entry, image, tuple(labels), weights)
+        return _assemble(self.entries, entry, _channels_first(image, self.shard), tuple(labels), weights)
 
     def _build(self) -> tuple[WindowSource, Pipeline]:
         shard, batch_size = self.shard, self.rule.batch_size
@@ -135,9 +140,10 @@ class TrainingLoader:
             rank=shard.rank,
             first_step=self.delivered,
             on_host=shard.on_host,
-            threads=shard.num_threads,
+            threads=shard.num_threads if shard.resident is None else 0,  # there is nothing to read
             ahead=batch_size + shard.num_threads,  # DALI itself fetches `prefetch` batches ahead of this
             in_memory=shard.in_memory,
+            channels_last=shard.channels_last,
         )
         windows = WindowSource(self.entries, self.rule, self.recipe, self.targets, source)
         settings = GraphSettings(
@@ -145,8 +151,10 @@ class TrainingLoader:
             num_threads=1 if windows.is_finished else shard.num_threads,
             device_id=shard.device_id,
             prefetch=shard.prefetch,
+            channels_last=shard.channels_last,
         )
-        return windows, training_graph(windows, settings)
+        resident = None if shard.resident is None else ResidentWindows(windows, shard.resident)
+        return windows, training_graph(windows, settings, resident)
 
 
 @final
@@ -166,7 +174,7 @@ class VolumeLoader:
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(len(self)):
             image, entry, weights, label = (_as_tensor(output) for output in self._built().run())
-            yield _assemble(self.entries, entry, image, (label,), weights)
+            yield _assemble(self.entries, entry, _channels_first(image, self.shard), (label,), weights)
 
     def _built(self) -> Pipeline:
         if self._pipeline is None:
@@ -175,6 +183,7 @@ class VolumeLoader:
                 num_threads=1,
                 device_id=self.shard.device_id,
                 prefetch=1,  # whole volumes: one ahead is all the memory they deserve
+                channels_last=self.shard.channels_last,
             )
             self._pipeline = volume_graph(self.source, self.targets, settings)
         return self._pipeline
@@ -187,6 +196,11 @@ def _short_hash(text: str) -> str:
 def _as_tensor(output: Any) -> Tensor:
     """A DALI output as a torch tensor on the same device, without a copy."""
     return torch.from_dlpack(output.as_tensor())
+
+
+def _channels_first(image: Tensor, shard: Shard) -> Tensor:
+    """(B, C, D, H, W) whatever the order in memory, which the network takes from the strides."""
+    return image.permute(0, 4, 1, 2, 3) if shard.channels_last else image
 
 
 def _assemble(

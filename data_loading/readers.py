@@ -39,7 +39,7 @@ class StoredVolume:
 
     def block(self, start: Shape, shape: Shape, *, fill: float) -> np.ndarray:
         """The (C, *shape) block whose corner is `start`, `fill` beyond the border; in the stored type."""
-        inner = _inside(start, shape, self._shape())
+        inner = inner_part(start, shape, self._shape())
         self._fetch(inner)
         d, h, w = (slice(low, low + size) for low, size in zip(inner.lower, inner.size, strict=True))
         inside = self.voxels[:, d, h, w]
@@ -52,7 +52,7 @@ class StoredVolume:
 
     def block_inside(self, start: Shape, shape: Shape) -> np.ndarray:
         """(1, *shape) int16: 0 where a block lies in the volume, OUTSIDE_LABEL beyond; nothing is read."""
-        inner = _inside(start, shape, self._shape())
+        inner = inner_part(start, shape, self._shape())
         block = np.full((1, *shape), OUTSIDE_LABEL, np.int16)
         d, h, w = (slice(low, low + size) for low, size in zip(inner.offset, inner.size, strict=True))
         block[:, d, h, w] = 0
@@ -62,7 +62,7 @@ class StoredVolume:
         """The same block as float32, 0 beyond the border; half precision is converted on the way."""
         if self.voxels.dtype != np.float16:
             return self.block(start, shape, fill=0.0)
-        inner = _inside(start, shape, self._shape())
+        inner = inner_part(start, shape, self._shape())
         self._fetch(inner)
         make = np.empty if inner.size == shape else np.zeros
         block = make((self.voxels.shape[0], *shape), np.float32)
@@ -72,7 +72,7 @@ class StoredVolume:
 
     def fetched(self, start: Shape, shape: Shape) -> np.ndarray:
         """All voxels (C, D, H, W), read-only; the pages of this block are on their way, no others."""
-        self._fetch(_inside(start, shape, self._shape()))
+        self._fetch(inner_part(start, shape, self._shape()))
         return self.voxels
 
     def whole(self) -> np.ndarray:
@@ -133,7 +133,8 @@ class Inside:
     size: Shape
 
 
-def _inside(start: Shape, shape: Shape, limits: Shape) -> Inside:
+def inner_part(start: Shape, shape: Shape, limits: Shape) -> Inside:
+    """What of the block with corner `start` lies in a volume of the shape `limits`; sizes 0 where nothing."""
     axes = []
     for first, size, limit in zip(start, shape, limits, strict=True):
         lower = min(max(first, 0), limit)

@@ -10,9 +10,10 @@ import numpy as np
 
 from data_loading.augmentations.base import Augmentation, DrawContext
 from data_loading.catalogue import Entry
+from data_loading.headers import read_header
 from data_loading.patches import SamplingRule, Window, draw_window, generator_for, stream_index
 from data_loading.prior_changes import damage_prior, draw_damage
-from data_loading.readers import OpenCases, StoredCase, open_case
+from data_loading.readers import OpenCases, open_case
 from data_loading.targets import TargetRule, targets_on_host
 from data_loading.workers import AheadOfUse
 from utils.contracts import Shape
@@ -35,6 +36,27 @@ class SourceSettings:
     threads: int = 0  # 0: the sample is made by the thread that asks for it
     ahead: int = 4  # samples made beyond the one asked for
     in_memory: bool = False
+    channels_last: bool = False  # finished images leave as (D, H, W, C)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draws:
+    """Everything random about one sample; no voxel is read for it.
+
+    `start` and `shape` are those of the block that the sample needs, around its window.
+    """
+
+    window: Window
+    values: tuple[np.ndarray, ...]  # one vector per augmentation of the recipe
+    damage: np.ndarray  # of the previous stage's labels
+    start: Shape
+    shape: Shape
+    has_mask: bool
+
+    def facts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Entry (1,) int64, and weights (2,) float32: of the case, and of its mask."""
+        weight = self.window.weight
+        return np.array([self.window.entry], np.int64), np.array([weight, weight * self.has_mask], np.float32)
 
 
 @final
@@ -60,6 +82,7 @@ class WindowSource:
         self.settings = settings
         self.num_on_host = _leading_twins(recipe) if settings.on_host else 0
         self.stream = seed_for(rule.seed, "windows")
+        self.num_channels = read_header(entries[0].case.image).shape[0]  # the catalogue holds all to it
         self.cases = OpenCases(self.entries, in_memory=settings.in_memory)
         self._ahead = (
             AheadOfUse(self.make, threads=settings.threads, ahead=settings.ahead)
@@ -78,38 +101,50 @@ class WindowSource:
         return self.recipe[self.num_on_host :]
 
     def __call__(self, sample: SampleInfo) -> tuple[np.ndarray, ...]:
-        """Image (C, D, H, W), entry (1,), weights (2,), label maps or targets, one vector per `in_graph`."""
-        number = sample.iteration * self.rule.batch_size + sample.idx_in_batch
+        """Image (C, D, H, W), entry (1,), weights (2,), label maps or targets, one vector per `in_graph`.
+
+        A finished image is (D, H, W, C) with `channels_last`.
+        """
+        number = self.number_of(sample)
         return self.make(number) if self._ahead is None else self._ahead.take(number)
 
-    def make(self, number: int) -> tuple[np.ndarray, ...]:
-        """Sample `number` of this rank, counted from `first_step`."""
+    def number_of(self, sample: SampleInfo) -> int:
+        """The place of DALI's sample among those of this rank, counted from `first_step`."""
+        return sample.iteration * self.rule.batch_size + sample.idx_in_batch
+
+    def draw(self, number: int) -> Draws:
+        """What is random about sample `number` of this rank."""
         rule = self.rule
         step, place = divmod(number, rule.batch_size)
         index = ((self.settings.first_step + step) * rule.world_size + self.settings.rank) * rule.batch_size
         index += place
         random = generator_for(self.stream, stream_index(rule, index))
         window = draw_window(self.entries, rule, index, random)
-        case = self.cases[window.entry]
         context = DrawContext(
-            patch=rule.patch,
-            num_channels=case.image.voxels.shape[0],
-            place=index - stream_index(rule, index),
+            patch=rule.patch, num_channels=self.num_channels, place=index - stream_index(rule, index)
         )
-        drawn = [part.draw(random, context) for part in self.recipe]
+        values = tuple(part.draw(random, context) for part in self.recipe)
         damage = self._draw_damage(random)
-        image, label = self._voxels(case, window, drawn, damage)
+        start, shape = self._block(window, values)
+        return Draws(
+            window=window,
+            values=values,
+            damage=damage,
+            start=start,
+            shape=shape,
+            has_mask=self.entries[window.entry].case.label is not None,
+        )
+
+    def make(self, number: int) -> tuple[np.ndarray, ...]:
+        """Sample `number` of this rank, counted from `first_step`."""
+        draws = self.draw(number)
+        image, label = self._voxels(draws)
         labels = [label]
         if self.is_finished:
             image, labels = targets_on_host(image, label, self.targets)
-        weights = (window.weight, window.weight * (case.label is not None))
-        return (
-            image,
-            np.array([window.entry], np.int64),
-            np.array(weights, np.float32),
-            *labels,
-            *drawn[self.num_on_host :],
-        )
+            if self.settings.channels_last:
+                image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+        return (image, *draws.facts(), *labels, *draws.values[self.num_on_host :])
 
     def _draw_damage(self, random: np.random.Generator) -> np.ndarray:
         """How the previous stage's labels change; a recipe of nothing leaves them as they are, too."""
@@ -117,16 +152,15 @@ class WindowSource:
             return draw_damage(random, self.targets.prior_labels)
         return np.zeros(1, np.float32)
 
-    def _voxels(
-        self, case: StoredCase, window: Window, drawn: Sequence[np.ndarray], damage: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _voxels(self, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
         """Image and label maps of a sample, as far as the host augments them."""
-        start, shape = self._block(window, drawn)
-        on_host = list(zip(self.recipe, drawn, strict=True))[: self.num_on_host]
+        case, damage = self.cases[draws.window.entry], draws.damage
+        start, shape = draws.start, draws.shape
+        on_host = list(zip(self.recipe, draws.values, strict=True))[: self.num_on_host]
         is_stored = case.label is not None and not damage[0]
         if is_stored and on_host and on_host[0][0].reads and on_host[0][1][0]:
             (first, values), *on_host = on_host
-            image, label = first.read(case, window.start, values)
+            image, label = first.read(case, draws.window.start, values)
         else:
             label = case.label_block(start, shape)
             if damage[0]:

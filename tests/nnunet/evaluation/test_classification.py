@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from nnunet.evaluation.bootstrap import Resampling
+from nnunet.evaluation.class_probabilities import weighted_auc
 from nnunet.evaluation.classification import (
-    _weighted_auc,
     auc_of_score,
     constant_baselines,
     expected_calibration_error,
@@ -105,7 +105,7 @@ def test_the_auroc_of_a_resample_equals_the_one_of_repeated_cases(num_classes: i
         auc_of_score(target[repeated] == k, probs[repeated, k]).value
         for k in ([1] if num_classes == 2 else range(3))
     ]
-    assert _weighted_auc(target, probs)(weights.astype(float))[0] == pytest.approx(
+    assert weighted_auc(target, probs)(weights.astype(float))[0] == pytest.approx(
         np.mean([value for value in expected if value is not None])
     )
 

@@ -20,12 +20,13 @@ class LoaderOptions:
     """Draw cases so that each class is shown equally often; needs --steps_per_epoch. Replaces the weights of
     --class_balance."""
     augment: tuple[str, ...] = field(default=("nnunet",), metadata={"aliases": ("--aug",)})
-    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur); --aug for
-    short."""
+    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur); --aug
+    for short."""
     augment_in: Literal["auto", "host", "graph"] = "auto"
     """host: compiled loops on the reading threads; graph: DALI operators; auto: graph on a GPU, else host."""
-    residency: Literal["auto", "memory", "disk"] = "auto"
-    """Where volumes are kept; auto: in memory, if all need at most half of what is free there."""
+    residency: Literal["auto", "device", "memory", "disk"] = "auto"
+    """Where volumes are kept; device: on each GPU; auto: on the GPU if all need at most half of what is free
+    there beside 8 GB for training, else in memory if they need at most half of what is free."""
     steps_per_epoch: int = 0
     """Training steps per epoch, cases drawn with replacement; 0: one pass over the cases."""
     nvol: int | None = None

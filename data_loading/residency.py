@@ -1,4 +1,4 @@
-"""Whether the volumes of a run are kept in memory or read from disk window by window."""
+"""Whether the volumes of a run are kept on the GPU, in memory, or read from disk window by window."""
 
 from __future__ import annotations
 
@@ -8,35 +8,88 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+import torch
 
 from data_loading.catalogue import Entry
 
 FREE_SHARE = (
     0.5  # of the free memory that volumes may fill: batches, the network and other users need the rest
 )
+RESERVED_BYTES = 8_000_000_000  # of a GPU for training: what planning fills with a patch (nnU-Net's 8 GB)
 BYTES_PER_GB = 1e9
 CONTAINER = Path("/sys/fs/cgroup")
+
+
+Place = Literal["device", "memory", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
     """The choice, and what it follows from."""
 
-    in_memory: bool
+    place: Place
     volume_bytes: int
-    free_bytes: int
+    free_bytes: int  # of the machine's memory
+    device_free_bytes: int | None = None  # of the GPU's; None where no GPU runs the graph
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the machine's memory keeps them."""
+        return self.place == "memory"
 
     def __str__(self) -> str:
-        place = "kept in memory" if self.in_memory else "read from disk window by window"
-        return f"Volumes: {_as_gb(self.volume_bytes)}, {place} ({_as_gb(self.free_bytes)} free)"
+        size, free, gpu = as_gb(self.volume_bytes), as_gb(self.free_bytes), self.device_free_bytes
+        if gpu is None:
+            return f"Volumes: {size}, {self._told} ({free} free)"
+        rule = (
+            f"the GPU has {as_gb(gpu)} free, {as_gb(RESERVED_BYTES)} of it reserved for training, half of "
+            f"the rest, {as_gb(device_share(gpu))}, for volumes"
+        )
+        return f"Volumes: {size}, {self._told} ({free} free; {rule})"
+
+    @property
+    def _told(self) -> str:
+        return {
+            "device": "kept in GPU memory, all of them on each GPU",
+            "memory": "kept in memory",
+            "disk": "read from disk window by window",
+        }[self.place]
 
 
 def choose_residency(
-    wish: Literal["auto", "memory", "disk"], *, volume_bytes: int, free_bytes: int
+    wish: Literal["auto", "device", "memory", "disk"],
+    *,
+    volume_bytes: int,
+    free_bytes: int,
+    device_free_bytes: int | None = None,
 ) -> Residency:
-    """The wish, or for auto: memory where the volumes need at most half of what is free."""
-    in_memory = volume_bytes <= FREE_SHARE * free_bytes if wish == "auto" else wish == "memory"
-    return Residency(in_memory=in_memory, volume_bytes=volume_bytes, free_bytes=free_bytes)
+    """The wish, or for auto: the first place that has room, of GPU, memory and disk.
+
+    The GPU has, where one runs the graph, if the volumes need at most half of what is free there beside
+    RESERVED_BYTES; memory, if they need at most half of what is free.
+    """
+    return Residency(
+        place=_roomy(volume_bytes, free_bytes, device_free_bytes) if wish == "auto" else wish,
+        volume_bytes=volume_bytes,
+        free_bytes=free_bytes,
+        device_free_bytes=device_free_bytes,
+    )
+
+
+def _roomy(needed: int, free: int, device_free: int | None) -> Place:
+    if device_free is not None and needed <= device_share(device_free):
+        return "device"
+    return "memory" if needed <= FREE_SHARE * free else "disk"
+
+
+def device_share(free: int) -> int:
+    """Bytes that volumes may fill by themselves on a GPU that has `free` bytes free."""
+    return max(int(FREE_SHARE * (free - RESERVED_BYTES)), 0)
+
+
+def device_free_bytes(device_id: int) -> int:
+    """Memory that is free on a GPU, in bytes, whoever uses the rest."""
+    return torch.cuda.mem_get_info(device_id)[0]
 
 
 def volume_bytes(entries: Sequence[Entry]) -> int:
@@ -62,5 +115,6 @@ def _container_bytes(folder: Path) -> list[int]:
     return [] if limit == "max" else [max(int(limit) - used + cache, 0)]
 
 
-def _as_gb(number: int) -> str:
+def as_gb(number: int) -> str:
+    """A number of bytes for people, as in 3.2 GB."""
     return f"{number / BYTES_PER_GB:.1f} GB"

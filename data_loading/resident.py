@@ -15,6 +15,7 @@ from torch import Tensor
 from data_loading.catalogue import Entry
 from data_loading.prior_changes import damage_prior
 from data_loading.readers import StoredVolume, inner_part, open_case
+from data_loading.residency import as_gb
 from data_loading.sources import Draws, WindowSource
 from utils.contracts import OUTSIDE_LABEL, Shape
 from utils.errors import UserError
@@ -22,7 +23,6 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from nvidia.dali.types import SampleInfo
 
-BYTES_PER_GB = 1e9
 KEPT_BATCHES = 4  # whose draws are remembered: DALI asks for a sample's facts and for its voxels apart
 
 
@@ -88,7 +88,7 @@ def upload(entries: Sequence[Entry], device: torch.device) -> ResidentVolumes:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--residency device: the volumes of {len(entries)} cases do not fit into the "
-            f"{(free or 0) / BYTES_PER_GB:.1f} GB that {device} has free. Choose --residency memory or auto."
+            f"{as_gb(free or 0)} that {device} has free. Choose --residency memory or auto."
         ) from error
     occupied = sum(case.image.nbytes + (0 if case.label is None else case.label.nbytes) for case in cases)
     if free is not None:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from data_loading.catalogue import Entry, build_catalogue, refuse_aimless
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule, class_balanced_limits
 from data_loading.recipes import build_recipe
-from data_loading.residency import Residency, choose_residency, free_bytes, volume_bytes
+from data_loading.residency import (
+    Residency,
+    as_gb,
+    choose_residency,
+    device_free_bytes,
+    free_bytes,
+    volume_bytes,
+)
+from data_loading.resident import upload
 from data_loading.targets import target_rule
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.layout import arrange
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
 from nnunet.network import MultiTaskUNet, output_shapes
 from nnunet.options import InferenceOptions, LossOptions
@@ -109,10 +120,14 @@ def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> Samp
     )
 
 
-def residency_of(options: RunOptions, entries: Sequence[Entry]) -> Residency:
-    """Whether the volumes are kept in memory."""
+def residency_of(options: RunOptions, entries: Sequence[Entry], shard: Shard) -> Residency:
+    """Where the volumes are kept: on the GPU, if one runs the graph, in memory, or nowhere."""
+    has_gpu_graph = shard.device_id is not None and not shard.on_host
     return choose_residency(
-        options.loader.residency, volume_bytes=volume_bytes(entries), free_bytes=free_bytes()
+        options.loader.residency,
+        volume_bytes=volume_bytes(entries),
+        free_bytes=free_bytes(),
+        device_free_bytes=device_free_bytes(shard.device_id) if has_gpu_graph else None,
     )
 
 
@@ -122,16 +137,25 @@ def build_training_loader(
     """The augmented patches of the fold's training cases."""
     rule = sampling_rule(options, fold, shard.world_size)
     entries = training_entries(options, fold)
-    residency = residency_of(options, entries)
-    if shard.rank == 0:
-        say(f"{residency}.")
     return TrainingLoader(
         entries,
         rule,
         build_recipe(options.loader.augment, fold.plan),
         target_rule(fold.plan, output_shapes(fold.plan, num_outputs)),
-        replace(shard, in_memory=residency.in_memory),
+        _with_volumes(shard, entries, residency_of(options, entries, shard)),
     )
+
+
+def _with_volumes(shard: Shard, entries: Sequence[Entry], residency: Residency) -> Shard:
+    """The shard with its volumes where they are to be kept; the first rank says where, in one line."""
+    resident = None
+    if residency.place == "device":
+        assert shard.device_id is not None  # the place of a process refuses the wish without a GPU
+        resident = upload(entries, torch.device("cuda", shard.device_id))
+    if shard.rank == 0:
+        occupied = "" if resident is None else f"; they occupy {as_gb(resident.occupied_bytes)} there"
+        say(f"{residency}{occupied}.")
+    return replace(shard, in_memory=residency.in_memory, resident=resident)
 
 
 def build_volume_loader(options: RunOptions, fold: FoldCases, shard: Shard) -> VolumeLoader:
@@ -147,7 +171,7 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
     architecture = architecture_of(options.network, fold.plan)
     loader = build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = build_volume_loader(options, fold, shard)
-    network = MultiTaskUNet(fold.plan, architecture)
+    network = arrange(MultiTaskUNet(fold.plan, architecture), options.network.layout)
     loss = build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
     settings = module_settings(options, fold, len(loader))
     module = MultiTaskModule(network, loss, fold.plan, architecture, settings)

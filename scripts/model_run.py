@@ -13,6 +13,7 @@ import torch
 
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.layout import arrange
 from nnunet.training.checkpoint import TrainedModel, load_model
 from nnunet.training.trainer import CHECKPOINT_FOLDER, choose_machine, last_checkpoint
 from scripts.run_options import RunOptions
@@ -61,6 +62,7 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
     path = checkpoint or options.ckpt_path or find_checkpoint(options.store)
     device = torch.device(choose_machine(options.device, 1, 1).device)
     model = load_model(path, device)
+    arrange(model.network, options.network.layout)
     inference = options.inference
     rule = WindowRule(
         patch=model.plan.patch,

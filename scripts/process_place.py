@@ -26,14 +26,31 @@ def shard_of(options: RunOptions, machine: Machine) -> Shard:
     rank, local = _place_among(machine) if world_size > 1 else (0, _only_place())
     has_gpu = machine.device == "cuda"
     place = options.loader.augment_in
+    on_host = place == "host" or (place == "auto" and not has_gpu)
+    if options.loader.residency == "device":
+        _refuse_absent_device(has_gpu=has_gpu, on_host=on_host)
     return Shard(
         rank=rank,
         world_size=world_size,
         device_id=local if has_gpu else None,
         num_threads=max(1, min(options.loader.num_workers, os.cpu_count() or 1)),
         prefetch=options.loader.prefetch,
-        on_host=place == "host" or (place == "auto" and not has_gpu),
+        on_host=on_host,
+        channels_last=options.network.layout == "NDHWC",
     )
+
+
+def _refuse_absent_device(*, has_gpu: bool, on_host: bool) -> None:
+    if not has_gpu:
+        raise UserError(
+            "--residency device keeps the volumes in GPU memory, and this run is on the CPU. "
+            "Use --residency memory, or leave it out."
+        )
+    if on_host:
+        raise UserError(
+            "--residency device cuts patches on the GPU, but --augment_in host augments them on the CPU. "
+            "Use --augment_in graph, or --residency memory."
+        )
 
 
 def _place_among(machine: Machine) -> tuple[int, int]:

@@ -144,7 +144,7 @@ def test_volumes_are_kept_where_asked_or_where_they_fit(
     options, fold = options_with(residency=residency), make_fold()
     loader = build_training_loader(options, fold, 1, shard_of(options, CPU))
     assert loader.shard.in_memory is (place == "memory")
-    assert residency_of(options, loader.entries).in_memory is (place == "memory")
+    assert residency_of(options, loader.entries, loader.shard).in_memory is (place == "memory")
     assert [entry.case.case_id for entry in loader.entries] == ["case_0", "case_1", "case_2"]
 
 

@@ -122,12 +122,12 @@ def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> Samp
 
 def residency_of(options: RunOptions, entries: Sequence[Entry], shard: Shard) -> Residency:
     """Where the volumes are kept: on the GPU, if one runs the graph, in memory, or nowhere."""
-    has_gpu_graph = shard.device_id is not None and not shard.on_host
+    gpu = None if shard.on_host else shard.device_id
     return choose_residency(
         options.loader.residency,
         volume_bytes=volume_bytes(entries),
         free_bytes=free_bytes(),
-        device_free_bytes=device_free_bytes(shard.device_id) if has_gpu_graph else None,
+        device_free_bytes=None if gpu is None else device_free_bytes(gpu),
     )
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from nnunet.training.checkpoint import read_checkpoint
-from scripts import train
+from nnunet.training.module import MultiTaskModule
+from scripts import inference, train
 from scripts.run_options import RunOptions
+from utils.contracts import Batch
 from utils.errors import DatasetError
 from utils.run_log import read_log
 from utils.storage import read_array, read_json
@@ -20,9 +22,11 @@ Options = Callable[..., RunOptions]
 MEASURED = ("speed/", "epoch_s", "train_s")  # what a clock says differs between equal runs
 
 
-def typed(value: list[str] | str) -> str:
-    """Flags as one would type them, for the name of a test."""
-    return " ".join(value) if isinstance(value, list) else value
+def proof(*values: Any) -> Any:
+    """Parameters of a test whose last list holds the flags that it proves, which name and mark it."""
+    flags: list[str] = [value for value in values if isinstance(value, list)][-1]
+    names = [word.removeprefix("--").removeprefix("no_") for word in flags if word.startswith("--")]
+    return pytest.param(*values, marks=pytest.mark.flag(*names), id=" ".join(flags))
 
 
 def epochs_of(results: Path, name: str = "logs.json") -> list[dict[str, Any]]:
@@ -54,6 +58,7 @@ def weights_of(results: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(results / "checkpoints" / "last.ckpt")["state_dict"]
 
 
+@pytest.mark.flag("results", "exec_mode")
 def test_a_run_leaves_its_checkpoints_log_masks_scores_and_report(trained: Path) -> None:
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*")}
     assert {"checkpoints/last.ckpt", "logs.json", "final_metrics.json", "report.html"} <= names
@@ -82,6 +87,7 @@ def test_the_final_metrics_hold_dice_and_class_scores(trained: Path) -> None:
     assert metrics["classification"] is not None
 
 
+@pytest.mark.flag("npz")
 def test_npz_keeps_the_probabilities_of_the_validation_cases(trained: Path) -> None:
     files = sorted((trained / "validation" / "probabilities").glob("*.npy"))
     assert len(files) == 3
@@ -96,6 +102,7 @@ def test_an_equal_run_is_equal_bit_by_bit(trained: Path, run_options: Options, t
     assert not list((tmp_path / "validation" / "probabilities").glob("*.npy"))
 
 
+@pytest.mark.flag("resume_training")
 def test_a_resumed_run_ends_where_a_straight_one_does(run_options: Options, tmp_path: Path) -> None:
     flags = ["--ema", "0.9", "--no_deep_supervision"]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -144,33 +151,33 @@ def test_a_resume_takes_the_learning_rate_of_its_own_command_line(
 @pytest.mark.parametrize(
     ("flags", "metric"),
     [
-        (["--branch", "simple"], "train/loss_class"),
-        (["--branch", "roi_pooled:dropout=0.9"], "train/loss_class"),
-        (["--filters", "2", "3"], "train/loss"),
-        (["--norm", "batch"], "train/loss"),
-        (["--norm", "group"], "train/loss"),
-        (["--negative_slope", "0.3"], "train/loss"),
-        (["--deep_supr_num", "1"], "train/loss_segmentation"),
-        (["--class_loss_weight", "2"], "train/loss"),
-        (["--no_class_balance"], "train/loss_class"),
-        (["--batch_dice", "True"], "train/loss_segmentation"),
-        (["--optimizer", "sgd"], "learning_rate"),
-        (["--learning_rate", "1e-5"], "learning_rate"),
-        (["--schedule", "cosine"], "learning_rate"),
-        (["--schedule", "poly"], "learning_rate"),
-        (["--warmup_steps", "9"], "learning_rate"),
-        (["--weight_decay", "50"], "val/loss"),
-        (["--gradient_clip_val", "1e-8"], "val/loss"),
-        (["--ema", "0.9"], "val/loss"),
-        (["--batch_size", "1"], "train/loss"),
-        (["--oversampling", "1"], "train/loss"),
-        (["--augment", "none"], "train/loss"),
-        (["--steps_per_epoch", "1"], "train/loss"),
-        (["--seed", "2"], "train/loss"),
-        (["--overlap", "0.5"], "val/loss"),
-        (["--dim", "2"], "train/loss"),
+        proof(["--branch", "simple"], "train/loss_class"),
+        proof(["--branch", "roi_pooled:dropout=0.9"], "train/loss_class"),
+        proof(["--filters", "2", "3"], "train/loss"),
+        proof(["--norm", "batch"], "train/loss"),
+        proof(["--norm", "group"], "train/loss"),
+        proof(["--negative_slope", "0.3"], "train/loss"),
+        proof(["--deep_supr_num", "1"], "train/loss_segmentation"),
+        proof(["--class_loss_weight", "2"], "train/loss"),
+        proof(["--no_class_balance"], "train/loss_class"),
+        proof(["--batch_dice", "True"], "train/loss_segmentation"),
+        proof(["--optimizer", "sgd"], "learning_rate"),
+        proof(["--learning_rate", "1e-5"], "learning_rate"),
+        proof(["--schedule", "cosine"], "learning_rate"),
+        proof(["--schedule", "poly"], "learning_rate"),
+        proof(["--warmup_steps", "9"], "learning_rate"),
+        proof(["--scheduler"], "learning_rate"),
+        proof(["--weight_decay", "50"], "val/loss"),
+        proof(["--gradient_clip_val", "1e-8"], "val/loss"),
+        proof(["--ema", "0.9"], "val/loss"),
+        proof(["--batch_size", "1"], "train/loss"),
+        proof(["--oversampling", "1"], "train/loss"),
+        proof(["--augment", "none"], "train/loss"),
+        proof(["--steps_per_epoch", "1"], "train/loss"),
+        proof(["--seed", "2"], "train/loss"),
+        proof(["--overlap", "0.5"], "val/loss"),
+        proof(["--dim", "2"], "train/loss"),
     ],
-    ids=typed,
 )
 def test_the_flag_changes_the_run(
     short_run: Callable[..., list[dict[str, Any]]], flags: list[str], metric: str
@@ -181,12 +188,11 @@ def test_the_flag_changes_the_run(
 @pytest.mark.parametrize(
     ("flags", "extra", "metric"),
     [
-        (["--optimizer", "sgd"], ["--momentum", "0"], "val/loss"),
-        (["--dim", "2"], ["--lesion_free_weight", "0"], "train/loss_class"),
-        (["--overlap", "0.5"], ["--blend", "constant"], "val/loss"),
-        (["--deep_supr_num", "1"], ["--no_deep_supervision"], "train/loss_segmentation"),
+        proof(["--optimizer", "sgd"], ["--momentum", "0"], "val/loss"),
+        proof(["--dim", "2"], ["--lesion_free_weight", "0"], "train/loss_class"),
+        proof(["--overlap", "0.5"], ["--blend", "constant"], "val/loss"),
+        proof(["--deep_supr_num", "1"], ["--no_deep_supervision"], "train/loss_segmentation"),
     ],
-    ids=["momentum", "lesion_free_weight", "blend", "deep_supervision"],
 )
 def test_the_flag_changes_a_run_that_depends_on_it(
     short_run: Callable[..., list[dict[str, Any]]], flags: list[str], extra: list[str], metric: str
@@ -201,6 +207,7 @@ def test_flags_for_loading_speed_leave_every_number_alone(
     assert short_run(*flags)[-1] == short_run()[-1]
 
 
+@pytest.mark.flag("val_batch_size")
 def test_windows_at_once_leave_training_alone_and_validation_but_for_rounding(
     short_run: Callable[..., list[dict[str, Any]]],
 ) -> None:
@@ -225,18 +232,17 @@ def test_without_branch_there_is_no_class_score(short_run: Callable[..., list[di
 @pytest.mark.parametrize(
     ("flags", "validated"),
     [
-        (["--epochs", "3"], "vvv"),
-        (["--max_epochs", "1"], "v"),
-        (["--epochs", "4", "--val_every", "2"], "-v-v"),
-        (["--epochs", "3", "--val_every", "2"], "-vv"),
-        (["--epochs", "3", "--skip_first_n_eval", "2"], "--v"),
-        (["--epochs", "9", "--val_every", "5", "--time_budget", "1e-4"], "v"),
-        (["--epochs", "9", "--time_budget", "1e-4"], "v"),
-        (["--epochs", "6", "--learning_rate", "0", "--patience", "2"], "vvv"),
-        (["--epochs", "6", "--learning_rate", "0", "--patience", "2", "--min_epochs", "5"], "vvvvv"),
-        (["--epochs", "5", "--learning_rate", "0", "--patience", "0"], "vvvvv"),
+        proof(["--epochs", "3"], "vvv"),
+        proof(["--max_epochs", "1"], "v"),
+        proof(["--epochs", "4", "--val_every", "2"], "-v-v"),
+        proof(["--epochs", "3", "--val_every", "2"], "-vv"),
+        proof(["--epochs", "3", "--skip_first_n_eval", "2"], "--v"),
+        proof(["--epochs", "9", "--val_every", "5", "--time_budget", "1e-4"], "v"),
+        proof(["--epochs", "9", "--time_budget", "1e-4"], "v"),
+        proof(["--epochs", "6", "--learning_rate", "0", "--patience", "2"], "vvv"),
+        proof(["--epochs", "6", "--learning_rate", "0", "--patience", "2", "--min_epochs", "5"], "vvvvv"),
+        proof(["--epochs", "5", "--learning_rate", "0", "--patience", "0"], "vvvvv"),
     ],
-    ids=typed,
 )
 def test_epochs_last_and_are_validated_as_asked(
     short_run: Callable[..., list[dict[str, Any]]], flags: list[str], validated: str
@@ -244,6 +250,7 @@ def test_epochs_last_and_are_validated_as_asked(
     assert "".join("v" if "val/loss" in line else "-" for line in short_run(*flags)) == validated
 
 
+@pytest.mark.flag("save_ckpt", "logname")
 def test_without_checkpoints_only_the_log_and_the_folds_are_written(
     run_options: Options, tmp_path: Path
 ) -> None:
@@ -252,6 +259,7 @@ def test_without_checkpoints_only_the_log_and_the_folds_are_written(
     assert len(epochs_of(tmp_path, "other.json")) == 1
 
 
+@pytest.mark.flag("amp")
 def test_amp_computes_in_bfloat16_or_says_why_not(
     short_run: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +269,7 @@ def test_amp_computes_in_bfloat16_or_says_why_not(
     assert (mixed == short_run()[-1]["train/loss"]) == said_why
 
 
+@pytest.mark.flag("compile")
 def test_compile_hands_the_network_to_the_compiler(
     run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,11 +279,70 @@ def test_compile_hands_the_network_to_the_compiler(
     assert len(compiled) == 1
 
 
+@pytest.mark.flag("fold")
 def test_a_fold_that_does_not_exist_is_named(run_options: Options, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has the folds 0 to 0, not fold 3"):
         train.run(run_options(tmp_path, "--fold", "3"))
 
 
+@pytest.mark.flag("task")
 def test_an_unprepared_task_says_how_to_prepare_it(run_options: Options, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no preprocessed folder 07_3d.*preprocess\.py"):
         train.run(run_options(tmp_path, "--task", "07"))
+
+
+@pytest.mark.flag("ckpt_store_dir")
+def test_checkpoints_can_lie_elsewhere_and_are_found_there(run_options: Options, tmp_path: Path) -> None:
+    results, store = tmp_path / "results", tmp_path / "store"
+    flags = ["--ckpt_store_dir", str(store), "--filters", "2"]
+    assert train.run(run_options(results, "--max_epochs", "1", *flags)).parent == store / "checkpoints"
+    assert not (results / "checkpoints").exists()
+    train.run(run_options(results, "--epochs", "2", "--resume_training", *flags))
+    assert len(epochs_of(results)) == 2
+    report = inference.evaluate(run_options(results, *flags))
+    assert report.parent == results
+
+
+@pytest.mark.flag("train_batches")
+def test_an_epoch_ends_after_so_many_steps(run_options: Options, tmp_path: Path) -> None:
+    flags = ["--no_save_ckpt", "--max_epochs", "2", "--steps_per_epoch", "0", "--filters", "2"]
+    train.run(run_options(tmp_path, "--train_batches", "3", *flags))
+    parameters = read_log(tmp_path / "logs.json")[0]["data"]
+    assert parameters["resolved"]["steps_per_epoch"] == {"value": 3, "source": "one pass over the cases"}
+    assert len(epochs_of(tmp_path)) == 2
+
+
+@pytest.mark.flag("test_batches")
+def test_validation_takes_so_many_volumes_and_the_final_one_takes_all(
+    run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated, step = list[str](), MultiTaskModule.validation_step
+
+    def spy(module: MultiTaskModule, batch: Batch, place: int) -> None:
+        validated.extend(batch.case_ids)
+        step(module, batch, place)
+
+    monkeypatch.setattr(MultiTaskModule, "validation_step", spy)
+    train.run(run_options(tmp_path, "--test_batches", "2", "--max_epochs", "1", "--filters", "2"))
+    assert len(validated) == 2
+    assert read_json(tmp_path / "final_metrics.json")["num_cases"] == 3
+
+
+def test_the_log_tells_who_set_an_option_and_what_unset_ones_came_to(
+    run_options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origins = {"epochs": "command line", "momentum": "recipe nnunet"}
+    options = run_options(tmp_path, "--no_save_ckpt", "--max_epochs", "1", "--batch_dice", "True")
+    train.run(options, origins)
+    parameters = read_log(tmp_path / "logs.json")[0]["data"]
+    assert parameters["origins"] == origins
+    resolved = parameters["resolved"]
+    assert resolved["batch_size"] == {"value": 2, "source": "plan"}
+    assert resolved["filters"] == {"value": [8, 8, 8], "source": "plan"}
+    assert resolved["learning_rate"] == {"value": 8e-4, "source": "adam"}
+    assert resolved["deep_supr_num"] == {"value": 0, "source": "plan"}
+    assert not {"batch_dice", "device", "steps_per_epoch", "epochs"} & resolved.keys()
+    said = capsys.readouterr().err
+    assert "Options of command line: epochs 2\n" in said
+    assert "Options of recipe nnunet: momentum 0.99\n" in said
+    assert "Left unset: batch_size 2 (plan), " in said

@@ -54,12 +54,21 @@ class Decoder(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Label logits, finest first."""
+        return self.decode(features, keep_maps=False)[0]
+
+    def decode(
+        self, features: tuple[Tensor, ...], *, keep_maps: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Label logits, and, where they are to be kept, the maps of all its stages; both finest first."""
         maps = features[-1]
         supervised: list[Tensor] = []
+        kept: list[Tensor] = []
         wanted = len(self.heads) if self.training else 1
         for step, (upsample, stage) in enumerate(zip(self.upsamplings, self.stages, strict=True)):
             level = len(features) - 2 - step
             maps = stage(torch.cat([upsample(maps), features[level]], dim=1))
+            if keep_maps:
+                kept.append(maps)
             if level < wanted:
                 supervised.append(self.heads[level](maps))
-        return tuple(reversed(supervised))
+        return tuple(reversed(supervised)), tuple(reversed(kept))

@@ -11,6 +11,7 @@ from nnunet.blocks import BlockStyle, flatten_depth, initialise, restore_depth, 
 from nnunet.branches import BRANCHES
 from nnunet.decoder import Decoder, KernelSource
 from nnunet.encoders import ENCODERS
+from nnunet.lesion import Anatomy
 from utils.contracts import ModelOutput, Plan, Shape
 
 
@@ -41,24 +42,40 @@ class MultiTaskUNet(nn.Module):
             bias=architecture.conv_bias,
         )
         channels = plan.num_channels + plan.prior_labels
-        self.encoder = ENCODERS.build(architecture.encoder).build(channels, plan.stages, style)
+        encoder = ENCODERS.build(architecture.encoder)
+        self.encoder = encoder.build(channels, plan.stages, style)
         self.decoder = Decoder(
             plan.stages,
-            plan.num_labels,
+            plan.num_logits,
             architecture.num_outputs,
             style,
             kernels_from=architecture.decoder_kernels,
         )
-        self.branch = None
+        self.branch = self.class_stream = None
+        self.reads_decoder = self.takes_guide = False
         if plan.num_classes > 1 and architecture.branch != "none":
-            self.branch = BRANCHES.build(architecture.branch).build(plan.stages, plan.num_classes, style)
+            branch = BRANCHES.build(architecture.branch)
+            anatomy = Anatomy(num_labels=plan.num_labels, regions=plan.regions)
+            self.branch = branch.build(plan.stages, plan.num_classes, style, anatomy)
+            self.class_stream = encoder.build_class_stream(
+                plan.stages[: branch.depth(len(plan.stages))], style
+            )
+            self.reads_decoder, self.takes_guide = branch.reads_decoder, branch.reads_target
         initialise(self, architecture.negative_slope)
 
-    def forward(self, image: Tensor) -> ModelOutput:
-        """Label logits (B, L, D, H, W), finest first, in training at all supervised sizes; class logits."""
-        features = self.encoder(flatten_depth(image, self.dims))
-        logits = self.decoder(features)
-        class_logits = None if self.branch is None else self.branch(features, logits[0])
+    def forward(self, image: Tensor, guide: Tensor | None = None) -> ModelOutput:
+        """Label logits (B, L, D, H, W), finest first, in training at all supervised sizes; class logits.
+
+        `guide` is the batch's finest target: a branch that `takes_guide` may look at it, in training only.
+        """
+        features = class_features = self.encoder(flatten_depth(image, self.dims))
+        if self.class_stream is not None:
+            features, class_features = self.class_stream(features)
+        logits, maps = self.decoder.decode(features, keep_maps=self.reads_decoder)
+        class_logits = None
+        if self.branch is not None:
+            seen = None if guide is None else flatten_depth(guide, self.dims)
+            class_logits = self.branch((*class_features, *maps), logits[0], seen)
         return ModelOutput(
             label_logits=tuple(restore_depth(level, self.dims) for level in logits), class_logits=class_logits
         )

@@ -8,14 +8,16 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nnunet.blocks import BlockStyle
-from nnunet.branches.base import Branch
+from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share, present
+from nnunet.branches.pooling import MAX_POOLS, MEAN_POOLS
+from nnunet.branches.regions import RegionRule
+from nnunet.lesion import Anatomy
 from utils.contracts import Stage
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the square root finite
-POOLS = {2: (F.adaptive_max_pool2d, F.adaptive_avg_pool2d), 3: (F.adaptive_max_pool3d, F.adaptive_avg_pool3d)}
+SMALLEST_SHARE = 1e-12  # of a region in all cells together: keeps a division defined
 
 
 @final
@@ -24,19 +26,33 @@ class RoiPooled(Branch):
     """The subtype signal is fine texture at high resolution: stages 1-3 are pooled, not the bottleneck.
 
     The region is the predicted `roi_label` (-1: the last label); where none is predicted it is all
-    foreground, where there is none either, the whole patch. It is detached: the class loss shapes features,
-    not masks.
+    foreground, where there is none either, the whole patch. With `detach_roi` the class loss shapes features,
+    not masks; without, voxels weigh by their probability and the gradient reaches it. In training the target
+    stands in for the prediction in a `target_share` of the cases that have a lesion.
     """
 
     name: ClassVar[str] = "roi_pooled"
+    reads_target: ClassVar[bool] = True
     stages: tuple[int, ...] = (1, 2, 3)
     roi_label: int = -1
     hidden: int = 128
     dropout: float = 0.3
+    detach_roi: bool = True
+    target_share: float = 0.5
 
-    def build(self, stages: Sequence[Stage], num_classes: int, style: BlockStyle) -> nn.Module:
+    def depth(self, num_stages: int) -> int:
+        """Down to the last of its stages."""
+        return present(self.stages, num_stages)[-1] + 1
+
+    def build(
+        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
+    ) -> BranchModule:
         """The head; stages that a shallow network lacks are left out."""
-        used = tuple(level for level in self.stages if level < len(stages)) or (len(stages) - 1,)
+        check_at_least(self.name, "hidden", self.hidden, 1)
+        check_share(self.name, "dropout", self.dropout)
+        check_share(self.name, "target_share", self.target_share)
+        anatomy.channel(self.roi_label)
+        used = present(self.stages, len(stages))
         width = 3 * sum(stages[level].channels for level in used)
         head = nn.Sequential(
             nn.LayerNorm(width),
@@ -45,35 +61,31 @@ class RoiPooled(Branch):
             nn.Dropout(self.dropout),
             nn.Linear(self.hidden, num_classes),
         )
-        return RoiPooledHead(head, used, self.roi_label)
+        rule = RegionRule(
+            anatomy=anatomy, label=self.roi_label, detach=self.detach_roi, target_share=self.target_share
+        )
+        return RoiPooledHead(head, used, rule, detach_features=self.detach_features)
 
 
 @final
-class RoiPooledHead(nn.Module):
+class RoiPooledHead(BranchModule):
     """Pools each used stage inside the region, then a small perceptron."""
 
-    def __init__(self, head: nn.Module, used: tuple[int, ...], roi_label: int) -> None:
-        super().__init__()
+    def __init__(
+        self, head: nn.Module, used: tuple[int, ...], rule: RegionRule, *, detach_features: bool
+    ) -> None:
+        super().__init__(detach_features=detach_features)
         self.head = head
         self.used = used
-        self.roi_label = roi_label
+        self.rule = rule
 
-    def forward(self, features: tuple[Tensor, ...], label_logits: Tensor) -> Tensor:
+    def class_logits(
+        self, features: tuple[Tensor, ...], label_logits: Tensor, guide: Tensor | None
+    ) -> Tensor:
         """Class logits (B, K)."""
-        with torch.autocast(label_logits.device.type, enabled=False):
-            region = region_of_interest(label_logits.detach(), self.roi_label)
-            pooled = [pool_inside(features[level].float(), region) for level in self.used]
-            return self.head(torch.cat(pooled, dim=1))
-
-
-def region_of_interest(label_logits: Tensor, roi_label: int) -> Tensor:
-    """(B, 1, *spatial) float mask: the label, else all foreground, else everything; one choice per patch."""
-    label = label_logits.argmax(dim=1, keepdim=True)
-    lesion = label == roi_label % label_logits.shape[1]
-    organ = label > 0
-    spatial = tuple(range(1, label.ndim))
-    fallback = torch.where(organ.any(dim=spatial, keepdim=True), organ, torch.ones_like(organ))
-    return torch.where(lesion.any(dim=spatial, keepdim=True), lesion, fallback).float()
+        region = self.rule.mask(label_logits, guide)
+        pooled = [pool_inside(features[level].float(), region) for level in self.used]
+        return self.head(torch.cat(pooled, dim=1))
 
 
 def pool_inside(features: Tensor, region: Tensor) -> Tensor:
@@ -81,12 +93,12 @@ def pool_inside(features: Tensor, region: Tensor) -> Tensor:
 
     The region shrinks by area for the weights and by maximum for the support: a small lesion never vanishes.
     """
-    max_pool, mean_pool = POOLS[features.ndim - 2]
-    size = features.shape[2:]
-    share = mean_pool(region, size).flatten(2)
-    support = max_pool(region, size).flatten(2) > 0
+    dims = features.ndim - 2
+    size = tuple(features.shape[2:])
+    share = MEAN_POOLS[dims](region, size).flatten(2)
+    support = MAX_POOLS[dims](region, size).flatten(2) > 0
     flat = features.flatten(2)
-    weight = share / share.sum(dim=2, keepdim=True).clamp_min(SMALLEST_VARIANCE)
+    weight = share / share.sum(dim=2, keepdim=True).clamp_min(SMALLEST_SHARE)
     mean = (flat * weight).sum(dim=2)
     variance = ((flat - mean.unsqueeze(2)).square() * weight).sum(dim=2)
     highest = flat.masked_fill(~support, torch.finfo(flat.dtype).min).amax(dim=2)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, convolution
-from nnunet.branches.base import Branch
+from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share
+from nnunet.lesion import Anatomy
 from utils.contracts import Stage
 
 
@@ -23,8 +23,12 @@ class Simple(Branch):
     hidden: int = 256
     dropout: float = 0.5
 
-    def build(self, stages: Sequence[Stage], num_classes: int, style: BlockStyle) -> nn.Module:
+    def build(
+        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
+    ) -> BranchModule:
         """The head for the last of `stages`."""
+        check_at_least(self.name, "hidden", self.hidden, 1)
+        check_share(self.name, "dropout", self.dropout)
         kernel = stages[-1].kernel
         return SimpleHead(
             nn.Sequential(
@@ -39,20 +43,22 @@ class Simple(Branch):
                 nn.Dropout(self.dropout),
                 nn.Linear(self.hidden, num_classes),
             ),
+            detach_features=self.detach_features,
         )
 
 
 @final
-class SimpleHead(nn.Module):
+class SimpleHead(BranchModule):
     """Convolutions, pooling, linear layers."""
 
-    def __init__(self, convolutions: nn.Module, linear: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, convolutions: nn.Module, linear: nn.Module, *, detach_features: bool) -> None:
+        super().__init__(detach_features=detach_features)
         self.convolutions = convolutions
         self.linear = linear
 
-    def forward(self, features: tuple[Tensor, ...], label_logits: Tensor) -> Tensor:  # noqa: ARG002
-        """Class logits (B, K); the label logits are not used."""
-        with torch.autocast(features[-1].device.type, enabled=False):
-            maps = self.convolutions(features[-1].float())
-            return self.linear(maps.flatten(2).mean(dim=2))
+    def class_logits(
+        self, features: tuple[Tensor, ...], label_logits: Tensor, guide: Tensor | None
+    ) -> Tensor:
+        """Class logits (B, K); neither label logits nor guide are used."""
+        maps = self.convolutions(features[-1].float())
+        return self.linear(maps.flatten(2).mean(dim=2))

@@ -26,6 +26,14 @@ class Encoder(ABC):
     def build(self, num_channels: int, stages: Sequence[Stage], style: BlockStyle) -> nn.Module:
         """The encoder for `stages`; every parameter exists when it returns."""
 
+    def build_class_stream(self, stages: Sequence[Stage], style: BlockStyle) -> nn.Module | None:  # noqa: ARG002
+        """A module between the encoder and a classification branch; None: the branch reads the encoder.
+
+        `stages` are those that the branch needs. The module maps the encoder's maps to (maps for the decoder,
+        maps for the branch), all stages and both as planned; it is built only where there is a branch.
+        """
+        return None
+
 
 @final
 class StageChain(nn.Module):

@@ -1,42 +1,15 @@
 """Pooling inside the predicted lesion, by pencil."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
-from nnunet.branches.roi_pooled import pool_inside, region_of_interest
-
-
-def logits_of(*labels: int) -> Tensor:
-    """(1, 3, 1, 1, W) logits whose largest is that of each voxel's label."""
-    label = torch.tensor(labels).view(1, 1, 1, 1, -1)
-    return (label == torch.arange(3).view(1, 3, 1, 1, 1)).float()
-
-
-@pytest.mark.parametrize(
-    ("labels", "region"),
-    [
-        ((0, 1, 2, 2), (0, 0, 1, 1)),
-        ((0, 1, 1, 0), (0, 1, 1, 0)),
-        ((0, 0, 0, 0), (1, 1, 1, 1)),
-    ],
-    ids=["lesion", "organ where no lesion", "everything where no organ"],
-)
-def test_the_region_is_the_lesion_then_the_organ_then_the_patch(
-    labels: tuple[int, ...], region: tuple[int, ...]
-) -> None:
-    assert region_of_interest(logits_of(*labels), -1).flatten().tolist() == list(region)
-
-
-def test_each_case_of_a_batch_has_its_own_region() -> None:
-    logits = torch.cat([logits_of(0, 2), logits_of(0, 1)])
-    assert region_of_interest(logits, -1).flatten(1).tolist() == [[0, 1], [0, 1]]
-
-
-def test_another_label_can_be_the_region() -> None:
-    assert region_of_interest(logits_of(0, 1, 2), 1).flatten().tolist() == [0, 1, 0]
+from nnunet.blocks import BlockStyle
+from nnunet.branches.roi_pooled import RoiPooled, pool_inside
+from nnunet.lesion import Anatomy
+from utils.contracts import Plan
 
 
 def test_mean_deviation_and_maximum_come_from_inside_only() -> None:
@@ -59,3 +32,23 @@ def test_a_lesion_smaller_than_a_cell_does_not_vanish() -> None:
     region = torch.zeros(1, 1, 1, 1, 64)
     region[..., 63] = 1
     assert pool_inside(features, region).flatten()[[0, 2]].tolist() == pytest.approx([7, 7])
+
+
+def test_voxels_outside_the_lesion_do_not_change_the_class(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan()
+    branch = RoiPooled(stages=(0, 1)).build(plan.stages, 2, BlockStyle(), Anatomy(num_labels=3)).eval()
+    generator = torch.Generator().manual_seed(0)
+    features = tuple(
+        torch.randn(1, stage.channels, *size, generator=generator)
+        for stage, size in zip(plan.stages, ((4, 16, 16), (4, 8, 8)), strict=False)
+    )
+    label_logits = torch.randn(1, 3, 4, 16, 16, generator=generator)
+    label_logits[:, 2] = -9
+    label_logits[:, 2, :2, 4:8, 4:8] = 9  # whole cells of both stages
+    inside = torch.zeros(1, 1, 4, 16, 16)
+    inside[:, :, :2, 4:8, 4:8] = 1
+    masks = (inside, inside[..., ::2, ::2])
+    changed = tuple(torch.where(mask > 0, maps, 100.0) for maps, mask in zip(features, masks, strict=True))
+    assert torch.equal(branch(features, label_logits), branch(changed, label_logits))
+    inverted = tuple(torch.where(mask > 0, 100.0, maps) for maps, mask in zip(features, masks, strict=True))
+    assert not torch.allclose(branch(features, label_logits), branch(inverted, label_logits))

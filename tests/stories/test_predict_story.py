@@ -78,6 +78,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.flag("input", "output")
 def test_a_scan_is_predicted_on_its_own_grid(trained: Path, scans: Scans, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = command("--exec_mode", "predict", "--results", trained, "-i", scans.first, "-o", out)
@@ -165,6 +166,7 @@ def test_raw_and_prepared_cases_get_the_same_mask(
         assert (raw == prepared).mean() > 0.99
 
 
+@pytest.mark.flag("tta", "overlap")
 def test_mirroring_and_blending_change_the_answer(
     trained: Path, scans: Scans, run_options: Options, tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_mirroring_and_blending_change_the_answer(
     assert len(answers) == len(variants)
 
 
+@pytest.mark.flag("ckpt_path")
 def test_the_checkpoint_alone_is_enough(
     trained: Path, scans: Scans, run_options: Options, tmp_path: Path
 ) -> None:
@@ -189,6 +192,7 @@ def test_the_checkpoint_alone_is_enough(
     assert (folder / "turned.nii.gz").is_file()
 
 
+@pytest.mark.flag("results")
 def test_an_empty_results_folder_says_to_train_first(
     scans: Scans, run_options: Options, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def test_an_empty_results_folder_says_to_train_first(
         inference.run(run_options(tmp_path, "-i", str(scans.first)))
 
 
+@pytest.mark.flag("save_preds", "exec_mode")
 def test_prepared_cases_are_scored_and_kept_as_arrays(
     trained: Path, run_options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +214,7 @@ def test_prepared_cases_are_scored_and_kept_as_arrays(
     assert read_json(folder / "summary.json")["foreground_mean"]["Dice"] is not None
 
 
+@pytest.mark.flag("data")
 def test_the_prepared_test_cases_come_before_the_held_out_ones(
     trained: Path,
     phantom: "Phantom",
@@ -260,6 +266,7 @@ def test_volumes_that_were_prepared_otherwise_are_refused(
         inference.evaluate(options)
 
 
+@pytest.mark.flag("exec_mode")
 def test_evaluation_scores_the_held_out_cases_again(
     trained: Path, run_options: Options, tmp_path: Path
 ) -> None:
@@ -291,6 +298,7 @@ def test_help_imports_neither_torch_nor_dali(tmp_path: Path) -> None:
     assert not {"torch", "nvidia.dali", "nibabel", "pytorch_lightning"} & loaded
 
 
+@pytest.mark.flag("shard")
 def test_parts_of_the_scans_are_predicted_into_one_folder(
     trained: Path, scans: Scans, run_options: Options, tmp_path: Path
 ) -> None:
@@ -328,3 +336,18 @@ def test_a_wrong_part_stops_prediction_before_anything_else(run_options: Options
             inference.run(run_options(tmp_path, *flags, "--shard", "5/4"))
     with pytest.raises(UserError, match="--exec_mode predict"):
         inference.evaluate(run_options(tmp_path, "--shard", "1/4"))
+
+
+@pytest.mark.flag("test_batches")
+def test_so_many_cases_are_predicted_at_most(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path
+) -> None:
+    few = ["--test_batches", "1"]
+    inference.run(run_options(trained, "-o", str(tmp_path / "prepared"), *few))
+    inference.run(run_options(trained, "-i", str(scans.first.parent), "-o", str(tmp_path / "raw"), *few))
+    assert [len(table(tmp_path / name / "predictions.csv")) for name in ("prepared", "raw")] == [1, 1]
+
+
+def test_a_wrong_number_of_cases_is_refused(trained: Path, run_options: Options, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--test_batches should be at least 0, got -1"):
+        inference.run(run_options(trained, "-o", str(tmp_path), "--test_batches", "-1"))

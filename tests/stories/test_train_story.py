@@ -1,8 +1,9 @@
 """Training from the options to the files, on a phantom with a small network."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,13 +11,18 @@ import torch
 from nnunet.training.checkpoint import read_checkpoint
 from nnunet.training.module import MultiTaskModule
 from scripts import inference, train
+from scripts.fold_data import read_fold
 from scripts.run_options import RunOptions
 from utils.contracts import Batch
 from utils.errors import DatasetError
 from utils.run_log import read_log
 from utils.storage import read_array, read_json
 
+if TYPE_CHECKING:
+    from tests.stories.conftest import Phantom
+
 pytestmark = pytest.mark.story
+TASK = "500"
 
 Options = Callable[..., RunOptions]
 MEASURED = ("speed/", "epoch_s", "train_s")  # what a clock says differs between equal runs
@@ -346,3 +352,25 @@ def test_the_log_tells_who_set_an_option_and_what_unset_ones_came_to(
     assert "Options of command line: epochs 2\n" in said
     assert "Options of recipe nnunet: momentum 0.99\n" in said
     assert "Left unset: batch_size 2 (plan), " in said
+
+
+@pytest.mark.flag("fold", "nfolds")
+def test_without_folds_of_its_own_a_dataset_is_cut_into_as_many_as_asked(
+    phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    prepared = tmp_path / f"{TASK}_3d"
+    shutil.copytree(phantom.prepared / f"{TASK}_3d", prepared)
+    (prepared / "splits_final.json").unlink()
+    flags = ["--data", str(tmp_path), "--nfolds", "3"]
+    held_out = []
+    for fold in ("0", "1", "2"):
+        cases = read_fold(run_options(tmp_path / "results", *flags, "--fold", fold))
+        assert len(cases.folds) == 3
+        held_out += [case.case_id for case in cases.validation]
+    assert len(held_out) == len(set(held_out)) == 12
+
+
+@pytest.mark.flag("profile")
+def test_profile_leaves_a_trace(run_options: Options, tmp_path: Path) -> None:
+    train.run(run_options(tmp_path, "--no_save_ckpt", "--max_epochs", "1", "--filters", "2", "--profile"))
+    assert {path.name for path in (tmp_path / "profile").iterdir()} == {"trace.json", "summary.txt"}

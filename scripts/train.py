@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,6 +22,9 @@ from utils.run_log import RunLog, say
 from utils.seeding import seed_everything
 from utils.splits import write_folds
 
+if TYPE_CHECKING:
+    from nnunet.training.trainer import Machine
+
 DESCRIPTION = (
     "Train the planned network on one fold. As main.py --exec_mode train, but without --recipe nnunet: deep "
     "supervision, and unless a number of epochs is given 300 of them (600 on several GPUs), of which the "
@@ -34,6 +38,8 @@ HARMLESS_WARNINGS = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*LeafSpec.*",
     ".*in eval mode at the start of training.*",  # the averaged copy of the weights
+    ".*broadcast_buffers. is deprecated.*",  # torch 2.13; older ones do not know its new name
+    ".*recommended to use .self.log.*sync_dist=True.*",  # scores of a validation are those of all ranks
 )
 
 
@@ -56,7 +62,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         warnings.filterwarnings("ignore", pattern)
     seed_everything(options.seed)
     resume = _resume_path(options, training.last_checkpoint(options.store))
-    machine = training.choose_machine(options.device, options.gpus, options.nodes)
+    machine = _machine_of(options)
     fold = read_fold(options)
     shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
@@ -84,6 +90,15 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         if trainer.is_global_zero and options.training.save_ckpt:
             validate_fold(options, fold, best, run_log)
     return best
+
+
+def _machine_of(options: RunOptions) -> Machine:
+    """The devices; what cannot be trained on them is refused before a case is read."""
+    from nnunet.training import trainer as training
+
+    machine = training.choose_machine(options.device, options.gpus, options.nodes)
+    training.refuse_impossible(options.training, machine, norm=options.network.norm)
+    return machine
 
 
 def _bind_to_processors(options: RunOptions, device_id: int | None) -> None:

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from nnunet.options import TrainingOptions
 from nnunet.precision import half_type
 from nnunet.training.checkpoint import AtomicCheckpointIO
+from nnunet.training.equal_buffers import EqualBuffers
 from utils.errors import EnvironmentFault, UserError
 from utils.run_log import say
 
@@ -33,6 +34,11 @@ class Machine:
     device: str  # cuda or cpu
     gpus: int = 1  # per node; on the CPU processes
     nodes: int = 1
+
+    @property
+    def num_processes(self) -> int:
+        """How many train together."""
+        return self.gpus * self.nodes
 
 
 def choose_machine(device: str, gpus: int, nodes: int) -> Machine:
@@ -75,7 +81,6 @@ def build_trainer(
     callbacks: Sequence[lightning.Callback],
 ) -> lightning.Trainer:
     """A trainer that validates after epochs, stops early, and writes its checkpoints atomically."""
-    _refuse_impossible(options, machine)
     # Its greetings and advertisements say nothing about the run.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -83,8 +88,8 @@ def build_trainer(
         accelerator="gpu" if machine.device == "cuda" else "cpu",
         devices=machine.gpus,
         num_nodes=machine.nodes,
-        # Buffers are equal on all ranks; broadcasting them would tie ranks with unequal validation lengths.
-        strategy=DDPStrategy(broadcast_buffers=False) if machine.gpus * machine.nodes > 1 else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False) if machine.num_processes > 1 else "auto",
+        sync_batchnorm=options.sync_batchnorm,
         precision=precision_of(machine.device, amp=options.amp),
         min_epochs=options.min_epochs,
         max_epochs=epochs_of(options),
@@ -103,12 +108,34 @@ def build_trainer(
     )
 
 
-def _refuse_impossible(options: TrainingOptions, machine: Machine) -> None:
+def refuse_impossible(options: TrainingOptions, machine: Machine, *, norm: str) -> None:
+    """UserError for what cannot be trained on `machine`, before a case is read."""
     if options.val_every < 1:
         raise UserError(f"--val_every should be at least 1, got {options.val_every}.")
-    if options.time_budget is not None and machine.gpus * machine.nodes > 1:
+    if options.time_budget is not None and machine.num_processes > 1:
         raise UserError(
             "--time_budget works on one device: several would end at different steps. Use --epochs."
+        )
+    if options.sync_batchnorm:
+        _refuse_impossible_synchronisation(machine, norm)
+
+
+def _refuse_impossible_synchronisation(machine: Machine, norm: str) -> None:
+    if norm != "batch":
+        raise UserError(
+            f"--sync_batchnorm joins the statistics of --norm batch; --norm {norm} has none that go beyond a "
+            "case. Leave one of the two away."
+        )
+    if machine.num_processes == 1:
+        raise UserError(
+            "--sync_batchnorm joins the statistics of several GPUs, but --gpus times --nodes is 1: its "
+            "batch is the whole one. Leave it away."
+        )
+    if machine.device == "cpu":
+        # torch 2.13: SyncBatchNorm.forward raises for tensors on the CPU, whatever the backend.
+        raise UserError(
+            "--sync_batchnorm works on GPUs only: PyTorch has no synchronised batch normalisation for the "
+            "CPU. Use --norm instance there, or one process with a larger --batch_size."
         )
 
 
@@ -139,7 +166,7 @@ def best_checkpoint(trainer: lightning.Trainer, results: Path) -> Path:
 
 
 def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Callback]:
-    callbacks: list[lightning.Callback] = []
+    callbacks: list[lightning.Callback] = [EqualBuffers()]
     if sys.stderr.isatty():
         callbacks.append(RichProgressBar(leave=False))
     if options.patience:

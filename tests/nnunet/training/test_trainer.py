@@ -6,6 +6,8 @@ import pytest
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet.options import TrainingOptions
 from nnunet.training.trainer import (
@@ -17,7 +19,9 @@ from nnunet.training.trainer import (
     epochs_of,
     last_checkpoint,
     precision_of,
+    refuse_impossible,
 )
+from tests.nnunet.training.batch_norm_run import Step
 from utils.errors import EnvironmentFault, UserError
 
 
@@ -37,6 +41,8 @@ def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
     assert choose_machine("auto", 4, 1) == Machine(device="cpu", gpus=1, nodes=1)
 
 
+@pytest.mark.flag("gpus")
+@pytest.mark.flag("nodes")
 @pytest.mark.usefixtures("two_gpus")
 def test_auto_takes_the_gpus_that_were_asked_for() -> None:
     assert choose_machine("auto", 2, 3) == Machine(device="cuda", gpus=2, nodes=3)
@@ -62,6 +68,53 @@ def test_a_missing_gpu_is_a_fault_of_the_environment() -> None:
 def test_more_gpus_than_there_are_is_a_fault_too() -> None:
     with pytest.raises(EnvironmentFault, match="--gpus 3 were asked for, 2 are visible"):
         choose_machine("auto", 3, 1)
+
+
+@pytest.mark.flag("val_every")
+@pytest.mark.flag("time_budget")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (TrainingOptions(val_every=0), "--val_every should be at least 1, got 0"),
+        (TrainingOptions(time_budget=5), "--time_budget works on one device"),
+    ],
+)
+def test_what_two_processes_cannot_train_is_refused(options: TrainingOptions, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        refuse_impossible(options, Machine(device="cpu", gpus=2), norm="instance")
+
+
+@pytest.mark.flag("sync_batchnorm")
+@pytest.mark.parametrize(
+    ("machine", "norm", "told"),
+    [
+        (Machine(device="cuda", gpus=2), "instance", "--norm instance has none that go beyond a case"),
+        (Machine(device="cuda"), "batch", "--gpus times --nodes is 1"),
+        (Machine(device="cpu", gpus=2), "batch", "works on GPUs only"),
+    ],
+)
+def test_batch_statistics_that_cannot_be_joined_are_refused(machine: Machine, norm: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        refuse_impossible(TrainingOptions(sync_batchnorm=True), machine, norm=norm)
+
+
+@pytest.mark.flag("sync_batchnorm")
+@pytest.mark.parametrize(("gpus", "nodes"), [(2, 1), (1, 2)])
+def test_batch_statistics_of_several_gpus_can_be_joined(gpus: int, nodes: int) -> None:
+    refuse_impossible(
+        TrainingOptions(sync_batchnorm=True), Machine(device="cuda", gpus=gpus, nodes=nodes), norm="batch"
+    )
+
+
+@pytest.mark.flag("sync_batchnorm")
+@pytest.mark.parametrize("is_on", [False, True])
+def test_sync_batchnorm_exchanges_the_layers(tmp_path: Path, *, is_on: bool) -> None:
+    options = TrainingOptions(sync_batchnorm=is_on)
+    trainer = build_trainer(options, tmp_path, Machine(device="cpu", gpus=2), 0.0, [])
+    exchange, module = trainer.strategy._layer_sync, Step()  # pyright: ignore[reportAttributeAccessIssue]
+    exchanged = module if exchange is None else exchange.apply(module)
+    kinds = {type(layer) for layer in exchanged.modules() if isinstance(layer, _BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm if is_on else nn.BatchNorm3d}
 
 
 def test_without_amp_every_device_computes_in_single_precision() -> None:

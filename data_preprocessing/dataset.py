@@ -88,6 +88,8 @@ def describe_dataset(root: Path, *, allow_external: bool = False) -> DatasetRead
         training=tuple(sorted(training, key=lambda case: case.case_id)),
         test=tuple(sorted(known_classes(test, classes), key=lambda case: case.case_id)),
         regions=scheme.regions,
+        region_names=scheme.region_names,
+        regions_class_order=scheme.region_values,
         ignore_label=scheme.ignore_label,
     )
     return DatasetReading(dataset=dataset, faults=tuple(faults))

@@ -80,6 +80,12 @@ def _labels(plan: Plan) -> Iterator[str]:
         yield f"ignore_label is {plan.ignore_label}; it must be the highest value, here {plan.num_labels}."
     if len(plan.class_names) != plan.num_classes:
         yield f"class_names has {len(plan.class_names)} entries but num_classes is {plan.num_classes}."
+    for name in ("region_names", "regions_class_order"):
+        if (length := len(getattr(plan, name))) != len(plan.regions):
+            yield f"{name} has {length} entries for {len(plan.regions)} regions; give one for each."
+    if unknown := [value for value in plan.regions_class_order if not 0 < value < plan.num_labels]:
+        most = plan.num_labels - 1
+        yield f"regions_class_order holds {unknown}; it must list label values from 1 to {most}."
     for region in plan.regions:
         if not region or not all(0 <= value < plan.num_labels for value in region):
             yield f"regions holds {region}; it must list label values from 0 to {plan.num_labels - 1}."

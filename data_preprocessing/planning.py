@@ -11,7 +11,7 @@ import numpy as np
 
 from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
 from data_preprocessing.topology import MIN_EDGE, Topology, nnunet_topology, nvidia_topology
-from utils.contracts import Fingerprint, Plan, Shape, Spacing
+from utils.contracts import Dataset, Fingerprint, Plan, Shape, Spacing
 from utils.errors import DatasetError, UserError
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -68,7 +68,6 @@ def plan_experiment(
     *,
     configuration: str,
     options: PlannerOptions,
-    regions: tuple[tuple[int, ...], ...] = (),
     ignore_label: int | None = None,
 ) -> Plan:
     """The plan of `configuration`: 2d, 3d_fullres, or 3d_lowres where the median case is large enough.
@@ -101,9 +100,18 @@ def plan_experiment(
         num_labels=len(fingerprint.label_names) if ignore_label is None else ignore_label,
         num_classes=len(fingerprint.class_names),
         preset=options.preset,
-        regions=regions,
         ignore_label=ignore_label,
         batch_dice=batch_dice,
+    )
+
+
+def with_regions(plan: Plan, dataset: Dataset) -> Plan:
+    """The plan with the dataset's regions; they change what a network learns, not the prepared arrays."""
+    return replace(
+        plan,
+        regions=dataset.regions,
+        region_names=dataset.region_names,
+        regions_class_order=dataset.regions_class_order,
     )
 
 

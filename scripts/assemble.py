@@ -22,8 +22,11 @@ from data_loading.residency import (
 from data_loading.resident import upload
 from data_loading.targets import target_rule
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
+from nnunet.losses.focal import FOCAL_GAMMA
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import MultiTaskUNet, output_shapes
 from nnunet.options import InferenceOptions, LossOptions
 from nnunet.training.module import ModuleSettings, MultiTaskModule
@@ -55,12 +58,16 @@ def build_loss(options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = Fa
     targets = [case.class_target for case in fold.training]
     is_weighted = options.class_balance and not drawn_evenly
     weights = balanced_class_weights(targets, num_classes) if is_weighted else (1.0,) * num_classes
+    segmentation = SegmentationLoss(
+        coding=LabelCoding.of_plan(plan),
+        batch_dice=plan.batch_dice if options.batch_dice is None else options.batch_dice,
+        focal_gamma=FOCAL_GAMMA if options.focal else 0.0,
+    )
     return MultiTaskLoss(
         weights,
+        segmentation,
         class_loss_weight=options.class_loss_weight,
         lesion_free_weight=options.lesion_free_weight,
-        batch_dice=plan.batch_dice if options.batch_dice is None else options.batch_dice,
-        lesion_label=plan.num_labels - 1,
     )
 
 
@@ -72,6 +79,7 @@ def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> Windo
         blend=options.blend,
         batch_size=options.val_batch_size,
         mirror=mirror,
+        coding=LabelCoding.of_plan(plan),
     )
 
 

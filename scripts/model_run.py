@@ -13,6 +13,7 @@ import torch
 
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
 from nnunet.training.checkpoint import TrainedModel, load_model
 from nnunet.training.trainer import CHECKPOINT_FOLDER, choose_machine, last_checkpoint
@@ -54,7 +55,7 @@ class PredictionRow:
 
     case_id: str
     class_probs: tuple[float, ...]
-    volumes_ml: tuple[float, ...]  # per foreground label
+    volumes_ml: tuple[float, ...]  # per region, else per foreground label
 
 
 def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
@@ -70,6 +71,7 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
         blend=inference.blend,
         batch_size=inference.val_batch_size,
         mirror=inference.tta,
+        coding=LabelCoding.of_plan(model.plan),
     )
     return ModelRun(model=model, rule=rule, device=device, amp=options.training.amp)
 
@@ -87,7 +89,9 @@ def prediction_row(
     prediction: Prediction, mask: np.ndarray, spacing_mm: Sequence[float], plan: Plan
 ) -> PredictionRow:
     """The table's line for one case; volumes are counted in its mask."""
-    counts = np.bincount(mask.ravel(), minlength=plan.num_labels)[1 : plan.num_labels]
+    of_label = np.bincount(mask.ravel(), minlength=plan.num_labels)
+    parts = plan.regions or [(label,) for label in range(1, plan.num_labels)]
+    counts = np.array([of_label[list(labels)].sum() for labels in parts])
     volumes = counts * float(np.prod(spacing_mm)) * ML_PER_MM3
     probs = () if prediction.class_probs is None else tuple(prediction.class_probs.tolist())
     return PredictionRow(case_id=prediction.case_id, class_probs=probs, volumes_ml=tuple(volumes.tolist()))
@@ -100,7 +104,7 @@ def write_predictions_table(path: Path, rows: Sequence[PredictionRow], plan: Pla
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     class_columns = [*(f"prob_{name}" for name in names), *(["predicted_class"] if has_class else [])]
-    writer.writerow(["case", *class_columns, *(f"volume_ml_{name}" for name in plan.label_names[1:])])
+    writer.writerow(["case", *class_columns, *(f"volume_ml_{name}" for name in plan.target_names)])
     for row in rows:
         answer = [*(f"{p:.6f}" for p in row.class_probs)]
         if has_class:

@@ -23,7 +23,7 @@ from data_preprocessing.manifest import (
     start_manifest,
 )
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planning import plan_experiment
+from data_preprocessing.planning import plan_experiment, with_regions
 from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
@@ -150,17 +150,24 @@ def choose_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan
     fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
     has_same_options = work.before is not None and work.before.planner == _planner_hash(work, options)
     if has_same_options and path.is_file() and fingerprint_file.is_file():
-        if read_record(Fingerprint, fingerprint_file) == found.fingerprint:
+        has_same_data = read_record(Fingerprint, fingerprint_file) == found.fingerprint
+        if has_same_data and _has_labels_of(work.dataset, prepared_folder.read_plan(work.plan_folder)):
             return _stored_plan(work, path)
         say("The dataset has changed since the last run, so it is planned anew (--keep_plan prevents that).")
     plan = plan_experiment(
         found.fingerprint,
         configuration=work.configuration,
         options=options.planner,
-        regions=work.dataset.regions,
         ignore_label=work.dataset.ignore_label,
     )
+    plan = with_regions(plan, work.dataset)
     return with_foreground_channel(plan) if options.ohe else plan
+
+
+def _has_labels_of(dataset: Dataset, plan: Plan) -> bool:
+    """Whether regions and ignore label, which the fingerprint does not carry, are still the dataset's."""
+    names = ("regions", "region_names", "regions_class_order", "ignore_label")
+    return all(getattr(plan, name) == getattr(dataset, name) for name in names)
 
 
 def _stored_plan(work: Work, path: Path) -> Plan:

@@ -49,6 +49,8 @@ class Dataset:
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
     regions: tuple[tuple[int, ...], ...] = ()
+    region_names: tuple[str, ...] = ()
+    regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
 
 
@@ -96,7 +98,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Every decision derived from the fingerprint; the only file training needs to read."""
+    """Every decision derived from the fingerprint; the only file training needs to read.
+
+    Region i is the union of the labels `regions[i]`, is called `region_names[i]` and is written into a mask
+    as the label `regions_class_order[i]`, later regions over earlier ones. `num_labels` counts the
+    background, but not the ignore label.
+    """
 
     dataset: str
     configuration: str  # 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres
@@ -119,8 +126,20 @@ class Plan:
     foreground_channel: bool = False  # one more input channel that marks the non-zero mask (--ohe)
     prior_labels: int = 0
     regions: tuple[tuple[int, ...], ...] = ()
+    region_names: tuple[str, ...] = ()
+    regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
     batch_dice: bool = False
+
+    @property
+    def num_logits(self) -> int:
+        """Channels of the network's label logits: one per region, else one per label."""
+        return len(self.regions) or self.num_labels
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What is segmented and scored, in order: the regions, else the labels above 0."""
+        return self.region_names or self.label_names[1 : self.num_labels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +216,7 @@ class Batch:
 class ModelOutput:
     """Same fields in training and in evaluation: only the tuple's length differs."""
 
-    label_logits: tuple[Tensor, ...]  # finest first, (B, L, D_i, H_i, W_i)
+    label_logits: tuple[Tensor, ...]  # finest first, (B, L, D_i, H_i, W_i); with R regions (B, R, ...)
     class_logits: Tensor | None = None  # (B, K) float32
 
 
@@ -206,7 +225,7 @@ class Prediction:
     """Probabilities for one case on the planned grid, from one model or from many."""
 
     case_id: str
-    label_probs: np.ndarray  # (L, D, H, W)
+    label_probs: np.ndarray  # (L, D, H, W), summing to 1; with regions (R, D, H, W), each by itself
     class_probs: np.ndarray | None = None  # (K,)
     voxel_entropy: np.ndarray | None = None
     voxel_disagreement: np.ndarray | None = None

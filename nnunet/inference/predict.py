@@ -16,6 +16,7 @@ def predict_case(
 ) -> Prediction:
     """Label probabilities (L, D, H, W) and class probabilities (K,) of one (C, D, H, W) volume.
 
+    With regions the probabilities are those of each region by itself, (R, D, H, W).
     DatasetError if the network answers with NaN or infinity, so that one bad case does not end a folder.
     """
     # A copy: torch takes no read-only memory, which a mapped file is.
@@ -27,7 +28,8 @@ def predict_case(
         raise DatasetError(
             f"Case {case_id}: the network's output is not finite. Check the scan's intensities."
         )
-    probs = output.label_logits.softmax(dim=0)
+    logits = output.label_logits.unsqueeze(0)
+    probs = rule.coding_of(logits.shape[1]).probabilities(logits)[0]
     return Prediction(
         case_id=case_id,
         label_probs=probs.cpu().numpy(),

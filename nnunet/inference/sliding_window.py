@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet.inference.mirroring import mirrored_axes
+from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
 
@@ -22,13 +23,17 @@ Network = Callable[[Tensor], ModelOutput]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowRule:
-    """How a volume is cut into windows and put together again."""
+    """How a volume is cut into windows and put together again.
+
+    `coding` says what the channels of the logits mean; without one they are labels.
+    """
 
     patch: Shape
     overlap: float = 0.5
     blend: str = "gaussian"
     batch_size: int = 4
     mirror: bool = False
+    coding: LabelCoding | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -36,10 +41,14 @@ class WindowRule:
         if self.batch_size < 1:
             raise UserError(f"val_batch_size should be at least 1, got {self.batch_size}.")
 
+    def coding_of(self, num_channels: int) -> LabelCoding:
+        """What logits with so many channels mean."""
+        return self.coding or LabelCoding(num_labels=num_channels)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VolumeOutput:
-    """What the network says about a whole volume: mean logits (L, D, H, W) and class probabilities (K,)."""
+    """What the network says about a whole volume: mean logits (C, D, H, W) and class probabilities (K,)."""
 
     label_logits: Tensor
     class_probs: Tensor | None
@@ -128,7 +137,8 @@ def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor,
         logits = logits.flip(axes) if axes else logits
         mean = logits / len(views) if mean is None else mean + logits / len(views)
         if output.class_logits is not None:
-            mass = (logits.argmax(dim=1) == logits.shape[1] - 1).flatten(1).sum(dim=1)
+            lesion = rule.coding_of(logits.shape[1]).anatomy.is_lesion(logits)
+            mass = lesion.flatten(1).sum(dim=1)
             votes.append((output.class_logits.float().softmax(dim=1), mass))
     assert mean is not None
     return mean, votes

@@ -1,24 +1,31 @@
-"""Soft Dice over the foreground labels."""
+"""Soft Dice over what is scored: the foreground labels, or the regions."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from nnunet.label_coding import LabelCoding
 
 SMOOTHING = 1e-5  # Isensee et al. 2021
 
 
-def soft_dice_loss(logits: Tensor, label: Tensor, case_weights: Tensor, *, pooled: bool) -> Tensor:
+def soft_dice_loss(
+    logits: Tensor, label: Tensor, case_weights: Tensor, *, pooled: bool, coding: LabelCoding | None = None
+) -> Tensor:
     """Negative soft Dice (Drozdzal et al. 2016), background left out, 0 at worst and -1 at best.
 
-    `logits` (B, L, *spatial), `label` (B, 1, *spatial) integer, `case_weights` (B,). Statistics are summed in
-    float32; `pooled` sums them over the batch first (batch Dice). A label absent from both counts as perfect;
-    a batch without a weight counts 0.
+    `logits` (B, C, *spatial) and `label` are coded as `coding` says (None: plain labels), `case_weights` is
+    (B,). Statistics are summed in float32; `pooled` sums them over the batch first (batch Dice). A label
+    absent from both counts as perfect; ignored voxels count nowhere, nor does a case that has no others. A
+    batch without a weight counts 0.
     """
-    probabilities = logits.float().softmax(dim=1)[:, 1:]
+    coding = coding or LabelCoding(num_labels=logits.shape[1])
     spatial = tuple(range(2, logits.ndim))
-    labels = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * len(spatial))
-    truth = label == labels
+    probabilities, truth = coding.scored_probabilities(logits), coding.truth(label)
+    counted = coding.counted(label)
+    if counted is not None:
+        probabilities = probabilities * counted  # in an ignored voxel nothing is true
+        case_weights = case_weights * counted.flatten(1).any(dim=1)
     overlap = (probabilities * truth).sum(dim=spatial)
     size = probabilities.sum(dim=spatial) + truth.sum(dim=spatial)
     weights = case_weights.unsqueeze(1)

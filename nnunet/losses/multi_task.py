@@ -8,9 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nnunet.losses.cross_entropy import case_cross_entropy, voxel_cross_entropy
-from nnunet.losses.deep_supervision import supervision_weights
-from nnunet.losses.dice import soft_dice_loss
+from nnunet.losses.cross_entropy import case_cross_entropy
+from nnunet.losses.segmentation import SegmentationLoss
 from utils.contracts import Batch, ModelOutput
 
 
@@ -25,27 +24,26 @@ class LossTerms:
 
 @final
 class MultiTaskLoss(nn.Module):
-    """Dice + cross-entropy at every resolution, plus the weighted cross-entropy of the class.
+    """The loss of the segmentation, plus the weighted cross-entropy of the class.
 
     `class_weights` (K,) balance the classes. A patch without a voxel of the lesion (the last label) cannot
-    show the class: its class loss weighs `lesion_free_weight`. Of a case without a mask nobody knows: 1.
+    show the class: its class loss weighs `lesion_free_weight`. Of a patch that nobody annotated nobody knows:
+    1.
     """
 
     def __init__(
         self,
         class_weights: tuple[float, ...],
+        segmentation: SegmentationLoss,
         *,
         class_loss_weight: float,
         lesion_free_weight: float,
-        batch_dice: bool,
-        lesion_label: int,
     ) -> None:
         super().__init__()
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.segmentation = segmentation
         self.class_loss_weight = class_loss_weight
         self.lesion_free_weight = lesion_free_weight
-        self.batch_dice = batch_dice
-        self.lesion_label = lesion_label
 
     def forward(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """The loss terms of one batch, averaged over its cases by weight."""
@@ -53,21 +51,7 @@ class MultiTaskLoss(nn.Module):
         if weights is None:
             weights = torch.ones(len(batch.case_ids), device=batch.image.device)
         mask_weights = weights if batch.mask_weights is None else batch.mask_weights
-        segmentation = torch.stack(
-            [
-                share
-                * (
-                    soft_dice_loss(logits, label, mask_weights, pooled=self.batch_dice)
-                    + voxel_cross_entropy(logits, label, mask_weights)
-                )
-                for share, logits, label in zip(
-                    supervision_weights(len(output.label_logits)),
-                    output.label_logits,
-                    batch.label,
-                    strict=False,
-                )
-            ]
-        ).sum()
+        segmentation = self.segmentation(output.label_logits, batch.label, mask_weights)
         classification = self._class_loss(output, batch, weights, has_mask=mask_weights > 0)
         return LossTerms(
             total=segmentation + self.class_loss_weight * classification,
@@ -78,8 +62,11 @@ class MultiTaskLoss(nn.Module):
     def _class_loss(self, output: ModelOutput, batch: Batch, weights: Tensor, *, has_mask: Tensor) -> Tensor:
         if output.class_logits is None or batch.class_target is None:
             return torch.zeros((), device=weights.device)
-        shows_lesion = (batch.label[0] == self.lesion_label).flatten(1).any(dim=1)
-        emphasis = torch.where(shows_lesion | ~has_mask, 1.0, self.lesion_free_weight)
+        coding, target = self.segmentation.coding, batch.label[0]
+        shows_lesion = coding.anatomy.is_lesion_in(target).flatten(1).any(dim=1)
+        counted = coding.counted(target)
+        is_known = has_mask if counted is None else has_mask & counted.flatten(1).any(dim=1)
+        emphasis = torch.where(shows_lesion | ~is_known, 1.0, self.lesion_free_weight)
         class_weights = self.get_buffer("class_weights")
         return case_cross_entropy(output.class_logits, batch.class_target, weights, emphasis, class_weights)
 

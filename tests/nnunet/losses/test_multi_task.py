@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnunet.label_coding import LabelCoding
 from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from nnunet.losses.segmentation import SegmentationLoss
 from utils.contracts import NO_CLASS, Batch, ModelOutput
 
 
@@ -16,10 +18,9 @@ def make_loss(
 ) -> MultiTaskLoss:
     return MultiTaskLoss(
         class_weights,
+        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
         class_loss_weight=0.3,
         lesion_free_weight=lesion_free_weight,
-        batch_dice=False,
-        lesion_label=2,
     )
 
 

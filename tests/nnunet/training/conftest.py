@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import Architecture, MultiTaskUNet
 from nnunet.options import OptimiserOptions, TrainingOptions
 from nnunet.training.module import ModuleSettings, MultiTaskModule
@@ -63,7 +65,10 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., 
     module = MultiTaskModule(
         MultiTaskUNet(plan, architecture),
         MultiTaskLoss(
-            (1.0, 1.0), class_loss_weight=0.3, lesion_free_weight=0.25, batch_dice=False, lesion_label=2
+            (1.0, 1.0),
+            SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+            class_loss_weight=0.3,
+            lesion_free_weight=0.25,
         ),
         plan,
         architecture,

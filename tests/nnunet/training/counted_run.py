@@ -14,7 +14,9 @@ from typing import Any, final
 import torch
 
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import Architecture, MultiTaskUNet
 from nnunet.options import OptimiserOptions, TrainingOptions
 from nnunet.training.epoch_report import EpochReport
@@ -64,7 +66,10 @@ def run_epoch(counted: list[int], results: Path, *, rank: int = 0, world_size: i
     torch.manual_seed(0)
     architecture = Architecture(branch="roi_pooled:dropout=0.0")
     loss = MultiTaskLoss(
-        (1.0, 1.0), class_loss_weight=0.3, lesion_free_weight=0.25, batch_dice=False, lesion_label=2
+        (1.0, 1.0),
+        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+        class_loss_weight=0.3,
+        lesion_free_weight=0.25,
     )
     network = MultiTaskUNet(PLAN, architecture)
     settings = ModuleSettings(

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from nnunet.inference.sliding_window import VolumeOutput
+from nnunet.label_coding import LabelCoding
 from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.training.validation import CaseResult, ValidationScores, case_result, dice_of, pool_results
 from utils.contracts import NO_CLASS, Batch, Plan
 
@@ -57,7 +59,10 @@ def score_of(batch: Batch) -> CaseResult:
     truth = torch.tensor([0, 1, 2, 2]).view(1, 1, 1, 4)
     logits = 50.0 * (truth == torch.arange(3).view(3, 1, 1, 1)).float()
     loss = MultiTaskLoss(
-        (1.0, 1.0), class_loss_weight=0.5, lesion_free_weight=1.0, batch_dice=False, lesion_label=2
+        (1.0, 1.0),
+        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+        class_loss_weight=0.5,
+        lesion_free_weight=1.0,
     )
     return case_result(VolumeOutput(label_logits=logits, class_probs=torch.tensor([0.75, 0.25])), batch, loss)
 

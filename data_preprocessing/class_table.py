@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,26 +9,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from data_preprocessing.case_columns import Cell, find_class_file, read_class_file, read_column
 from data_preprocessing.case_files import DatasetFolder, resolve_path
 from data_preprocessing.dataset_json import check_spelling
 from data_preprocessing.faults import DATASET_WIDE, make_fault
 from utils.contracts import RawCase
 from utils.errors import Fault
 
-DEFAULT_TABLE = "classes.csv"
 CLASS_KEYS = ("name", "classes", "source", "case_column", "class_column", "missing", "pattern")
 GROUP_KEYS = ("source", "case_column", "group_column")
 MISSING_TEXTS = {"", "nan", "na", "n/a", "none", "null", "?"}
 MISSING_RULES = ("error", "mask")
-MAX_TABLE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One entry of a table, and where it stands, for messages."""
-
-    text: str
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,61 +32,10 @@ class ClassScheme:
     missing: str = "error"
 
 
-def read_column(file: Path, case_column: str, value_column: str, faults: list[Fault]) -> dict[str, Cell]:
-    """Case id -> entry of one column of a CSV file.
-
-    Commas, semicolons and tabs separate; a byte order mark and spaces around entries are dropped. A missing
-    column and a case with two rows are faults that name the line.
-    """
-    try:
-        if file.stat().st_size > MAX_TABLE_BYTES:
-            raise ValueError(f"it has more than {MAX_TABLE_BYTES} bytes")
-        text = file.read_bytes().decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        what = f"the table cannot be read: {error}."
-        faults.append(make_fault("E121", file, what, "store it as UTF-8 text, separated by commas."))
-        return {}
-    header = [name.strip() for name in rows[0]] if rows else []
-    for column in (case_column, value_column):
-        if header.count(column) != 1:
-            near = get_close_matches(column, header, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near and near[0] != column else ""
-            what = f"line 1 should name the column {column!r} once, it has {header}.{hint}"
-            faults.append(make_fault("E121", file, what, "correct the header, or the name in dataset.json."))
-            return {}
-    return _entries(file, rows, (header.index(case_column), header.index(value_column)), faults)
-
-
-def _delimiter(text: str) -> str:
-    first = text.partition("\n")[0]
-    return max(",;\t", key=first.count)
-
-
-def _entries(
-    file: Path, rows: list[list[str]], columns: tuple[int, int], faults: list[Fault]
-) -> dict[str, Cell]:
-    entries: dict[str, Cell] = {}
-    for line, row in enumerate(rows[1:], start=2):
-        if not any(text.strip() for text in row):
-            continue
-        if len(row) <= max(columns):
-            what = f"line {line} has {len(row)} entries, the header has {len(rows[0])}."
-            faults.append(make_fault("E121", file, what, "complete the line."))
-            continue
-        case_id, text = (row[column].strip() for column in columns)
-        if case_id in entries:
-            what = f"line {line} repeats the case, which is already in {entries[case_id].where}."
-            faults.append(make_fault("E122", file, what, "keep one row for each case.", case_id))
-            continue
-        entries[case_id] = Cell(text=text, where=f"{file.name} line {line}")
-    return entries
-
-
 def read_classes(
     folder: DatasetFolder, data: dict[str, Any], cases: Sequence[RawCase], faults: list[Fault]
 ) -> ClassScheme:
-    """The classes: by the block `classification`, else classes.csv, else class folders, else none."""
+    """The classes: by the block `classification`, else a table by its name, else class folders, else none."""
     file = folder.root / "dataset.json"
     block = data.get("classification")
     if block is None:
@@ -158,10 +96,8 @@ def _is_block_sound(block: dict[str, Any], file: Path, faults: list[Fault]) -> b
 def _classes_without_block(
     folder: DatasetFolder, names: list[str], cases: Sequence[RawCase], faults: list[Fault]
 ) -> ClassScheme:
-    if (folder.root / DEFAULT_TABLE).is_file():
-        cells = _cells_by_table(folder, {"source": DEFAULT_TABLE}, faults)
-    else:
-        cells = _cells_by_folder(cases)
+    table = find_class_file(folder.root)
+    cells = _cells_by_folder(cases) if table is None else read_class_file(table, faults)
     return ClassScheme(names=_class_names(names, cells), cells=tuple(cells.items()))
 
 
@@ -169,7 +105,9 @@ def _cells_by_table(folder: DatasetFolder, block: dict[str, Any], faults: list[F
     path = resolve_path(folder, block["source"], DATASET_WIDE, faults)
     if path is None:
         return {}
-    return read_column(path, block.get("case_column", "case"), block.get("class_column", "class"), faults)
+    return read_class_file(
+        path, faults, case_column=block.get("case_column"), class_column=block.get("class_column")
+    )
 
 
 def _cells_by_pattern(pattern: str, cases: Sequence[RawCase]) -> dict[str, Cell]:
@@ -194,7 +132,9 @@ def _cells_by_folder(cases: Sequence[RawCase]) -> dict[str, Cell]:
 
 def _class_names(names: Sequence[str], cells: dict[str, Cell]) -> tuple[str, ...]:
     found = {cell.text for cell in cells.values() if cell.text.lower() not in MISSING_TEXTS}
-    return tuple(name.strip() for name in names) or tuple(sorted(found))
+    # Class 10 comes behind class 9, not behind class 1.
+    in_order = sorted(found, key=int) if all(text.isdecimal() for text in found) else sorted(found)
+    return tuple(name.strip() for name in names) or tuple(in_order)
 
 
 def with_classes(

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
+from data_preprocessing.msd_presets import published_preset, with_window
 from data_preprocessing.topology import MIN_EDGE, Topology, nnunet_topology, nvidia_topology
 from utils.contracts import Dataset, Fingerprint, Plan, Shape, Spacing
 from utils.errors import DatasetError, UserError
@@ -32,8 +33,11 @@ class PlannerOptions:
 
     preset: Literal["nnunet", "nvidia"] = "nnunet"
     """Rule of the stages and order of the preprocessing steps."""
+    msd_table: bool = True
+    """Preset nvidia: patch, spacing, batch size and CT window of a Decathlon dataset are the ones that NVIDIA
+    published for it. Off, they are planned from the data, as for every other dataset."""
     gpu_memory_target_gb: float = 8.0
-    """Device memory [GB] that patch and batch size are planned for."""
+    """Device memory [GB] that patch and batch size are planned for; a published table does not ask for it."""
     overwrite_target_spacing: tuple[float, float, float] | None = None
     """Voxel spacing [mm] as z y x to resample to, instead of the one of the rules."""
     patch_size: tuple[int, int, int] | None = None
@@ -42,6 +46,11 @@ class PlannerOptions:
     """Preset nvidia: number of poolings at most."""
     min_fmap: int = 4
     """Preset nvidia: no pooling leaves an edge below this many voxels."""
+
+    @property
+    def follows_table(self) -> bool:
+        """Whether published settings count, for a dataset that has some."""
+        return self.preset == "nvidia" and self.msd_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +81,19 @@ def plan_experiment(
 ) -> Plan:
     """The plan of `configuration`: 2d, 3d_fullres, or 3d_lowres where the median case is large enough.
 
+    Where NVIDIA published settings for the dataset, they hold under its preset, except where an option gives
+    a spacing or a patch.
     The 2-d configuration never resamples the slice axis: the first number of its spacing is the target slice
     spacing, kept for information. `num_labels` does not count the ignore label, which has the highest value.
     """
     _check_options(options, configuration)
+    preset = published_preset(fingerprint, configuration) if options.follows_table else None
+    if preset is not None:
+        options = replace(
+            options,
+            overwrite_target_spacing=options.overwrite_target_spacing or preset.spacing_mm,
+            patch_size=options.patch_size or preset.patch,
+        )
     target = options.overwrite_target_spacing or target_spacing(fingerprint)
     axis_order = coarsest_first(target)
     full = _full_grid(fingerprint, target, axis_order)
@@ -88,11 +106,11 @@ def plan_experiment(
         median_shape=_rounded(fit.grid.median_shape if configuration != "2d" else full.median_shape),
         spacing_mm=fit.grid.spacing_mm,
         patch=fit.topology.patch,
-        batch_size=fit.batch_size,
+        batch_size=fit.batch_size if preset is None else preset.batch_size,
         stages=fit.topology.stages,
         normalisers=normalisers,
         uses_mask=_masked(normalisers, fingerprint.relative_sizes),
-        intensity=fingerprint.intensity,
+        intensity=with_window(fingerprint.intensity, preset.window if preset else None),
         channel_names=fingerprint.channel_names,
         label_names=fingerprint.label_names,
         class_names=fingerprint.class_names,
@@ -201,16 +219,16 @@ def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) 
             "Use the 2d configuration (--dim 2)."
         )
     fullres = fit_patch(full, options)
-    lowres = low_resolution(fullres, options)
+    coarse = low_resolution(fullres, options)
     if configuration == "3d_fullres":
-        return fullres, lowres is not None
-    if lowres is None:
+        return fullres, coarse is not None
+    if coarse is None:
         raise DatasetError(
             f"The patch {fullres.topology.patch} covers enough of the median case "
             f"{_rounded(full.median_shape)}, so a low resolution would gain nothing. "
             "Use the 3d_fullres configuration."
         )
-    return lowres, False
+    return fit_patch(coarse, options), False
 
 
 def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:
@@ -247,17 +265,18 @@ def initial_patch(grid: Grid) -> tuple[float, float, float]:
     return depth, height, width
 
 
-def low_resolution(full: Fit, options: PlannerOptions) -> Fit | None:
-    """The fit at the coarser spacing at which a patch covers a quarter of the median case.
+def low_resolution(full: Fit, options: PlannerOptions) -> Grid | None:
+    """The median case at the coarser spacing at which a patch covers a quarter of the median case.
 
     None where the full-resolution patch covers a quarter already, or where less than half the voxels are
     saved.
     """
     fine_mm = np.asarray(full.grid.spacing_mm)
     shape = np.asarray(full.grid.median_shape)
-    spacing_mm, voxels, fit = fine_mm.copy(), float(np.prod(shape)), full
+    spacing_mm, voxels = fine_mm.copy(), float(np.prod(shape))
+    grid, patch = full.grid, full.topology.patch
     num_cases = full.grid.dataset_voxels / voxels
-    while prod(fit.topology.patch) / voxels < LOWRES_SHARE:
+    while prod(patch) / voxels < LOWRES_SHARE:
         # First the fine axes catch up to a factor of 2 of the coarsest, then all grow together.
         behind = spacing_mm.max() / spacing_mm > 2
         spacing_mm[behind if behind.any() else slice(None)] *= LOWRES_STEP
@@ -271,9 +290,9 @@ def low_resolution(full: Fit, options: PlannerOptions) -> Fit | None:
             median_shape=(depth, height, width),
             dataset_voxels=voxels * num_cases,
         )
-        fit = fit_patch(grid, options)
-    is_worth_it = fit is not full and np.prod(shape) / voxels >= LOWRES_MIN_GAIN
-    return fit if is_worth_it else None
+        patch = options.patch_size or fit_patch(grid, options).topology.patch
+    is_worth_it = grid is not full.grid and np.prod(shape) / voxels >= LOWRES_MIN_GAIN
+    return grid if is_worth_it else None
 
 
 def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -> Topology:
@@ -306,8 +325,8 @@ def _given_patch(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
     topology = _nvidia(patch, grid, options) if is_nvidia else nnunet_topology(patch, grid.spacing_mm)
     if topology.patch != patch:
         raise UserError(
-            f"patch_size is {patch}, but the network halves it to whole voxels only if it is a multiple of "
-            f"{topology.divisor}. The next larger one is {topology.patch}."
+            f"The patch is {patch}, but the network halves it to whole voxels only if it is a multiple of "
+            f"{topology.divisor}. The next larger one is {topology.patch}; give that as patch_size."
         )
     return topology
 

@@ -5,18 +5,17 @@ What goes wrong in one case comes back as a value.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from data_preprocessing.cases import load_case
+from data_preprocessing.cluster import results_of
 from data_preprocessing.fingerprint import samples_per_case
 from data_preprocessing.integrity import allowed_label_values
 from data_preprocessing.manifest import CaseInputs, refuse_changed
@@ -26,8 +25,6 @@ from utils.contracts import Dataset, Plan, RawCase, Shape, Spacing
 from utils.errors import EnvironmentFault, UserError
 from utils.prepared_folder import CASE_FILES, case_file
 from utils.run_log import progress
-
-CONNECT_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,73 +59,33 @@ class CaseOutcome:
         )
 
 
-@contextmanager
-def on_cluster(address: str | None) -> Iterator[None]:
-    """Passes inside the block run on the workers of the Dask scheduler at `address`; None: on this machine.
-
-    The workers need this project on their PYTHONPATH, and the same folders under the same names. The cases
-    of a worker that dies are given to the others. EnvironmentFault if package, scheduler or workers are
-    missing, or the workers lack the project.
-    """
-    if address is None:
-        yield
-        return
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError as error:
-        raise EnvironmentFault(
-            "--cluster needs the package distributed, here and on the workers: pip install distributed."
-        ) from error
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"No Dask scheduler answers at --cluster {address}: {error}.") from error
-    with client:
-        _check_workers(client, address)
-        try:
-            with parallel_config("dask", client=client, n_jobs=-1):
-                yield
-        except KilledWorker as error:
-            raise EnvironmentFault(
-                f"Several workers of {address} died over one task, probably because memory ran out. Give "
-                "each more memory, then start again; finished cases are kept."
-            ) from error
-
-
-def _check_workers(client: Any, address: str) -> None:
-    root = Path(__file__).resolve().parents[1]
-    start = f"PYTHONPATH={root} dask worker {address} --nthreads 1"
-    if not client.ncores():
-        raise EnvironmentFault(f"The Dask scheduler at {address} has no workers. Start some: {start}")
-    try:
-        client.run(importlib.import_module, __name__)
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"The workers of {address} cannot import {error.name}. Start them with this project: {start}"
-        ) from error
-
-
 def survey_cases(
-    cases: Sequence[RawCase], dataset: Dataset, *, num_jobs: int, is_measured: bool
+    cases: Sequence[RawCase], dataset: Dataset, *, num_jobs: int, is_measured: bool, cluster: Any = None
 ) -> list[CaseSurvey]:
-    """Check every case, and measure it where a fingerprint is wanted; in the order of `cases`."""
+    """Check every case, and measure it where a fingerprint is wanted; in the order of `cases`.
+
+    `cluster` is the client of `cluster.connected`: its workers do it instead of `num_jobs` processes.
+    """
     num_samples = samples_per_case(len(cases)) if is_measured else 0
     declared = _without_cases(dataset)
     jobs = [delayed(survey_case)(case, declared, num_samples=num_samples) for case in cases]
     surveys = {
         survey.check.case_id: survey
-        for survey in _run_parallel(jobs, num_jobs=num_jobs, label="Checking and measuring")
+        for survey in _run_parallel(jobs, num_jobs=num_jobs, label="Checking and measuring", cluster=cluster)
     }
     return [surveys[case.case_id] for case in cases]
 
 
 def prepare_cases(
-    cases: Sequence[tuple[RawCase, CaseInputs]], recipe: Recipe, *, num_jobs: int
+    cases: Sequence[tuple[RawCase, CaseInputs]], recipe: Recipe, *, num_jobs: int, cluster: Any = None
 ) -> list[CaseOutcome]:
-    """Prepare and write every case; an error of one leaves the others alone."""
+    """Prepare and write every case; an error of one leaves the others alone.
+
+    `cluster` is the client of a Dask cluster, as in `survey_cases`.
+    """
     recipe = replace(recipe, dataset=_without_cases(recipe.dataset))
     jobs = [delayed(prepare_and_write)(case, inputs, recipe) for case, inputs in cases]
-    outcomes = _run_parallel(jobs, num_jobs=num_jobs, label="Preparing")
+    outcomes = _run_parallel(jobs, num_jobs=num_jobs, label="Preparing", cluster=cluster)
     return sorted(outcomes, key=lambda outcome: outcome.case_id)
 
 
@@ -159,8 +116,11 @@ def _without_cases(dataset: Dataset) -> Dataset:
     return replace(dataset, training=(), test=())
 
 
-def _run_parallel(jobs: Sequence[Any], *, num_jobs: int, label: str) -> Iterator[Any]:
-    """The results of joblib's `jobs` as they come; `num_jobs` -1 uses every core, a cluster all its own."""
+def _run_parallel(jobs: Sequence[Any], *, num_jobs: int, label: str, cluster: Any) -> Iterator[Any]:
+    """The results of joblib's `jobs` as they come; `num_jobs` -1 uses every core."""
+    if cluster is not None:
+        yield from progress(results_of(cluster, jobs), total=len(jobs), label=label)
+        return
     available = cpu_count() if num_jobs < 0 else num_jobs
     pool = Parallel(n_jobs=max(1, min(available, len(jobs))), return_as="generator_unordered")
     try:

@@ -45,31 +45,35 @@ class PreprocessOptions:
     """Processes that work on cases at the same time; -1: one per core."""
     cluster: str | None = None
     """Address of a Dask scheduler, as tcp://host:8786: its workers check and prepare the cases instead. They
-    need this project on their PYTHONPATH and the same folders. Seen to hang with `dask worker` processes."""
+    need this project on their PYTHONPATH, and the same folders under the same names."""
     keep_plan: bool = False
     """Keep the plan of the folder although the dataset has changed since."""
     allow_external: bool = False
     """Accept a dataset.json that names files outside the dataset folder."""
     verbose: bool = False
-    """Print shape, spacing, mean, deviation and seconds of every case."""
+    """Print spacing, patch and intensities of the plan, and shape, spacing, mean, deviation and seconds of
+    every case."""
     planner: PlannerOptions = field(default_factory=PlannerOptions)
 
 
 def run(options: PreprocessOptions) -> Path:
     """Prepare the cases and return their folder; raises UserError with everything that is wrong."""
     # Imported here, so that --help does not wait for the readers.
-    from data_preprocessing.workers import on_cluster, prepare_cases
+    from data_preprocessing.cluster import connected
+    from data_preprocessing.workers import prepare_cases
     from scripts import preprocess_steps as steps
 
     if options.n_jobs == 0:
         raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
     start_s = time.perf_counter()
     work = steps.open_work(options)
-    with on_cluster(options.cluster):
-        found = steps.survey(work, options)
+    with connected(options.cluster) as cluster:
+        found = steps.survey(work, options, cluster)
         plan = steps.choose_plan(work, found, options)
+        if options.verbose:
+            print(steps.describe_plan(plan))
         recipe, todo = steps.start_folder(work, found, plan, options)
-        outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs)
+        outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs, cluster=cluster)
     for outcome in outcomes:
         if outcome.error:
             say(f"Case {outcome.case_id} failed. {outcome.error}")

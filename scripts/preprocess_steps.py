@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_preprocessing.dataset import describe_dataset, find_dataset, task_code
 from data_preprocessing.faults import errors_of
@@ -22,9 +22,12 @@ from data_preprocessing.manifest import (
     rules_hash,
     start_manifest,
 )
+from data_preprocessing.msd_presets import PublishedTask, published_task
+from data_preprocessing.normalisers import NORMALISERS
 from data_preprocessing.plan_check import validate_plan
 from data_preprocessing.planning import plan_experiment, with_regions
 from data_preprocessing.prepare import with_foreground_channel
+from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
 from utils import prepared_folder
@@ -89,8 +92,11 @@ def open_work(options: PreprocessOptions) -> Work:
     )
 
 
-def survey(work: Work, options: PreprocessOptions) -> Findings:
-    """Check the cases that changed since the last run; a training set that changed is measured as a whole."""
+def survey(work: Work, options: PreprocessOptions, cluster: Any = None) -> Findings:
+    """Check the cases that changed since the last run; a training set that changed is measured as a whole.
+
+    `cluster` is the client of a Dask cluster that does it, None for processes of this machine.
+    """
     is_training = options.exec_mode == "training"
     if errors_of(work.faults):
         _report_faults(work, work.faults)
@@ -102,7 +108,9 @@ def survey(work: Work, options: PreprocessOptions) -> Findings:
         if stored is None or _describes(stored, work.dataset):
             return Findings(inputs=known, fingerprint=stored)
     pending = [case for case in work.cases if is_training or case.case_id not in known]
-    surveys = survey_cases(pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training)
+    surveys = survey_cases(
+        pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training, cluster=cluster
+    )
     _report_faults(work, (*work.faults, *_case_faults(work, surveys, is_training=is_training)))
     inputs = known | {item.check.case_id: item.inputs for item in surveys if item.inputs}
     measured = [item.measurement for item in surveys if item.measurement]
@@ -160,8 +168,24 @@ def choose_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan
         options=options.planner,
         ignore_label=work.dataset.ignore_label,
     )
+    if options.planner.follows_table and (task := published_task(found.fingerprint)):
+        say(_source_of_settings(plan, task))
     plan = with_regions(plan, work.dataset)
     return with_foreground_channel(plan) if options.ohe else plan
+
+
+def _source_of_settings(plan: Plan, task: PublishedTask) -> str:
+    """Whose settings the new plan of a dataset with published ones has."""
+    if task.preset(plan.configuration) is None:
+        return f"NVIDIA published no {plan.configuration} settings of {plan.dataset}: planned from the data."
+    is_windowed = task.window is not None and plan.normalisers[0] == "ct_window"
+    stats = plan.intensity[0]
+    window = f", CT window {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, deviation {stats.std:g}"
+    return (
+        f"{plan.dataset} is planned with the settings that NVIDIA published for it (nnU-Net for PyTorch, "
+        f"configs.py): patch {plan.patch}, spacing {plan.spacing_mm} mm, batch size {plan.batch_size}"
+        f"{window if is_windowed else ''}. --no_msd_table plans it from the data."
+    )
 
 
 def _has_labels_of(dataset: Dataset, plan: Plan) -> bool:
@@ -199,6 +223,11 @@ def start_folder(
         cases=tuple(found.inputs[case.case_id] for case in work.cases),
     )
     outdated = set(outdated_cases(work.folder, work.before, after))
+    kept = [case for case in work.cases if case.case_id not in outdated]
+    damaged = damaged_cases(work.folder, kept, plan, dtype=options.dtype)
+    outdated |= set(damaged)
+    for case_id, fault in damaged.items():
+        say(f"Case {case_id} is prepared anew. {fault}")
     write_json(work.folder / prepared_folder.PLAN, plan)
     if found.fingerprint is not None:
         write_json(work.folder / prepared_folder.FINGERPRINT, found.fingerprint)
@@ -212,6 +241,22 @@ def start_folder(
         dataset=work.dataset, plan=plan, folder=work.folder, mode=options.exec_mode, dtype=options.dtype
     )
     return recipe, [(case, found.inputs[case.case_id]) for case in work.cases if case.case_id in outdated]
+
+
+def describe_plan(plan: Plan) -> str:
+    """Grid, patch and normalisers in a few lines, with a channel's numbers where its normaliser uses them."""
+    lines = [
+        f"Plan {plan.configuration}: spacing {plan.spacing_mm} mm, patch {plan.patch}, "
+        f"batch size {plan.batch_size}, {len(plan.stages)} stages"
+    ]
+    for name, normaliser, stats in zip(plan.channel_names, plan.normalisers, plan.intensity, strict=True):
+        numbers = (
+            f", clip {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, std {stats.std:g}"
+            if NORMALISERS[normaliser].uses_dataset_statistics
+            else ""
+        )
+        lines.append(f"Channel {name}: {normaliser}{numbers}")
+    return "\n".join(lines)
 
 
 def summary(work: Work, num_prepared: int, seconds: float) -> str:

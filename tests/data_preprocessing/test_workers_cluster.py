@@ -1,17 +1,21 @@
 """Cases prepared by the workers of a Dask cluster, one of which is killed on the way."""
 
+import json
 import os
-import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from joblib import delayed
 
-from data_preprocessing import workers
+from data_preprocessing import cluster
 from data_preprocessing.phantom import PhantomOptions, write_phantom
 from scripts import preprocess
 from utils.errors import EnvironmentFault
@@ -22,32 +26,60 @@ from utils.storage import read_json
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.story
 
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60
+NUM_CASES = 27
 
-class KillOneWorker(distributed.WorkerPlugin):
-    """Kills the first worker that sees a volume in the folder, whatever it works on; once."""
 
-    def __init__(self, folder: Path, mark: Path) -> None:
-        self.folder, self.mark = folder, mark
+@dataclass(frozen=True, kw_only=True)
+class Farm:
+    """A scheduler and two workers, each a process that was started by a command."""
 
-    def setup(self, worker: Any) -> None:  # noqa: ARG002
-        threading.Thread(target=self._watch, daemon=True).start()
+    address: str
+    doomed: subprocess.Popen[bytes]
 
-    def _watch(self) -> None:
-        while not any(self.folder.glob("*_x.npy")):
-            time.sleep(0.001)
+    def names(self) -> dict[str, str]:
+        """Name of each worker, by its address."""
+        with distributed.Client(self.address) as client:
+            client.wait_for_workers(2, timeout=START_SECONDS)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            return {address: worker["name"] for address, worker in workers.items()}
+
+
+@contextmanager
+def started(folder: Path, *words: str, path: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`dask ...` as a process that knows no other project than that of `path`."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    if path:
+        environment["PYTHONPATH"] = path
+    with (folder / "dask.log").open("ab") as log:
+        command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            mark = os.open(self.mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            return
-        os.write(mark, str(len(list(self.folder.glob("*_fg.npy")))).encode())
-        os.kill(os.getpid(), signal.SIGKILL)
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Any]:
-    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**settings, local_directory=str(tmp_path / "dask")) as cluster:
-        yield cluster
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    folder = tmp_path / "farm"
+    folder.mkdir()
+    contact = folder / "scheduler.json"
+    local = ["--host", "127.0.0.1"]
+    with started(folder, "scheduler", "--port", "0", "--scheduler-file", str(contact), *local):
+        give_up = time.monotonic() + START_SECONDS
+        while not contact.is_file() or not contact.read_text().endswith("}"):
+            assert time.monotonic() < give_up, (folder / "dask.log").read_text()
+            time.sleep(0.05)
+        address = json.loads(contact.read_text())["address"]
+        worker = ["worker", address, "--nthreads", "1", "--local-directory", str(folder), *local, "--name"]
+        with (
+            started(folder, *worker, "steady", path=str(ROOT)),
+            started(folder, *worker, "doomed", "--no-nanny", path=str(ROOT)) as doomed,
+        ):
+            yield Farm(address=address, doomed=doomed)
 
 
 @pytest.fixture
@@ -60,14 +92,31 @@ def prepare(raw: Path, results: Path, *flags: str) -> Path:
     return preprocess.run(parse(preprocess.PreprocessOptions, words, program="preprocess.py", description=""))
 
 
-def test_a_killed_worker_costs_no_case(cluster: Any, raw: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "killed"
-    with distributed.Client(cluster) as client:
-        client.register_plugin(KillOneWorker(tmp_path / "cluster" / "500_3d", mark))
-        there = prepare(raw, tmp_path / "cluster", "--cluster", cluster.scheduler_address)
+def kill_at_first_volume(process: subprocess.Popen[bytes], folder: Path, seen: list[int]) -> None:
+    """Kill `process` when the first volume is in `folder`, and note how many cases were complete by then."""
+    while not any(folder.glob("*_x.npy")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    seen.append(len(list_prepared(folder)))
+
+
+@pytest.mark.flag("preprocess:cluster")
+def test_workers_started_by_command_prepare_all_cases_though_one_is_killed(
+    farm: Farm, raw: Path, tmp_path: Path
+) -> None:
+    names, complete = farm.names(), []
+    place = tmp_path / "cluster" / "500_3d"
+    killer = threading.Thread(target=kill_at_first_volume, args=(farm.doomed, place, complete), daemon=True)
+    with distributed.Client(farm.address) as client, distributed.get_task_stream(client=client) as stream:
+        killer.start()
+        there = prepare(raw, tmp_path / "cluster", "--cluster", farm.address)
+        killer.join()
     here = prepare(raw, tmp_path / "alone")
-    num_cases = len(list_prepared(here))
-    assert int(mark.read_text()) < num_cases == 27  # killed while there was work left
+
+    tasks = {(names[task["worker"]], task["key"].split("-")[0]) for task in stream.data}
+    assert {("doomed", "survey_case"), ("steady", "survey_case"), ("steady", "prepare_and_write")} <= tasks
+    assert complete[0] < NUM_CASES == len(list_prepared(here))  # killed while there was work left
     assert [case.case_id for case in list_prepared(there)] == [case.case_id for case in list_prepared(here)]
     arrays = sorted(path.name for path in here.glob("*.npy"))
     assert arrays == sorted(path.name for path in there.glob("*.npy"))
@@ -77,18 +126,59 @@ def test_a_killed_worker_costs_no_case(cluster: Any, raw: Path, tmp_path: Path) 
         assert read_json(there / name) == read_json(here / name)
 
 
+def test_a_cluster_whose_workers_are_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    settings = {"processes": False, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(n_workers=0, **settings) as empty,
+        distributed.Client(empty) as client,
+        pytest.raises(EnvironmentFault, match=r"No worker of .* is left\. Start some.*dask worker"),
+    ):
+        list(cluster.results_of(client, [delayed(abs)(-1)]))
+
+
+@pytest.fixture
+def local() -> Iterator[str]:
+    """The address of a cluster whose one worker lives in this process."""
+    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(protocol="tcp://", **settings) as cluster:
+        yield cluster.scheduler_address
+
+
 def test_workers_that_lack_the_project_are_told_how_to_start(
-    cluster: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "__name__", "no_such_project")
-    with pytest.raises(EnvironmentFault, match=r"cannot import no_such_project\. .*PYTHONPATH="):
-        prepare(raw, tmp_path / "cluster", "--cluster", cluster.scheduler_address)
+    monkeypatch.setattr(cluster, "WORK", "no_such_project")
+    with (
+        pytest.raises(EnvironmentFault, match=r"cannot import no_such_project\. .*PYTHONPATH="),
+        cluster.connected(local),
+    ):
+        pass
+
+
+def test_a_call_that_a_worker_cannot_import_tells_how_to_start(local: str) -> None:
+    with (
+        cluster.connected(local) as client,
+        pytest.raises(EnvironmentFault, match=r"cannot import no_such_project\. .*PYTHONPATH="),
+    ):
+        list(cluster.results_of(client, [delayed(__import__)("no_such_project")]))
+
+
+def test_a_scheduler_that_dies_ends_the_run() -> None:
+    settings = {"n_workers": 0, "processes": False, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(protocol="tcp://", **settings) as empty,
+        distributed.Client(empty.scheduler_address) as client,
+    ):
+        threading.Timer(0.3, empty.close).start()
+        with pytest.raises(EnvironmentFault, match="gave up a task"):
+            list(cluster.results_of(client, [delayed(abs)(-1)]))
 
 
 def test_an_address_where_nobody_answers_is_named(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(
         EnvironmentFault, match=r"No Dask scheduler answers at --cluster tcp://127\.0\.0\.1:9"
     ):

@@ -1,15 +1,19 @@
 """NVIDIA's published settings: the values, the network they give, and which datasets get them."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data_preprocessing.cases import load_case
+from data_preprocessing.dataset import read_dataset
 from data_preprocessing.geometry import to_planned_axes
 from data_preprocessing.msd_presets import published_task
 from data_preprocessing.plan_check import validate_plan
 from data_preprocessing.planning import PlannerOptions, plan_experiment
+from data_preprocessing.prepare import crop_case
 from data_preprocessing.topology import total_stride
 from nnunet.network import Architecture, MultiTaskUNet
 from tests.data_preprocessing.test_topology import NVIDIA
@@ -17,6 +21,8 @@ from utils.contracts import Fingerprint, IntensityStats, Plan, Shape, Spacing
 from utils.errors import UserError
 
 MEASURED = IntensityStats(mean=80.0, std=30.0, median=79.0, min=-20.0, max=300.0, low=-10.0, high=200.0)
+NUM_CASES = 200  # enough for batches larger than 2 where a patch is small
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "Task04_Hippocampus"
 MR4, MR2, MR, CT = ("FLAIR", "T1w", "T1gd", "T2w"), ("T2", "ADC"), ("MRI",), ("CT",)
 
 
@@ -158,11 +164,11 @@ def measured(row: Row, *, folder: str = "", spacing_mm: Spacing | None = None) -
     z_mm, y_mm, x_mm = (1.01 * value for value in row.spacing_mm)
     return Fingerprint(
         dataset=folder or row.folder,
-        case_ids=("a", "b", "c"),
-        shapes=((depth + 9, 2 * height, 2 * width),) * 3,
-        spacings_mm=(spacing_mm or (z_mm, y_mm, x_mm),) * 3,
+        case_ids=tuple(map(str, range(NUM_CASES))),
+        shapes=((depth + 9, 2 * height, 2 * width),) * NUM_CASES,
+        spacings_mm=(spacing_mm or (z_mm, y_mm, x_mm),) * NUM_CASES,
         intensity=(MEASURED,) * len(row.channels),
-        relative_sizes=(1.0,) * 3,
+        relative_sizes=(1.0,) * NUM_CASES,
         channel_names=row.channels,
         label_names=tuple(map(str, range(row.num_labels))),
         class_names=(),
@@ -273,7 +279,7 @@ def test_without_the_table_and_under_the_other_preset_the_data_are_planned() -> 
 
 @pytest.mark.parametrize(("number", "configuration"), [("11", "2d"), ("12", "2d"), ("03", "3d_lowres")])
 def test_what_was_not_published_is_planned_from_the_data(number: str, configuration: str) -> None:
-    source = replace(measured(ROWS[number]), shapes=((400, 400, 400),) * 3)
+    source = replace(measured(ROWS[number]), shapes=((400, 400, 400),) * NUM_CASES)
     assert plan(source, configuration) == plan(source, configuration, msd_table=False)
 
 
@@ -295,3 +301,18 @@ def test_planned_axes_of_a_file_along_the_body_are_nvidias_transposed_array() ->
     voxels = np.arange(24.0).reshape(1, 2, 3, 4)  # x y z
     planned = to_planned_axes(voxels, orientation="RAS", axis_order=plan(measured(ROWS["07"])).axis_order)
     np.testing.assert_array_equal(planned, voxels.transpose(0, 3, 2, 1))
+
+
+@pytest.mark.real_data
+def test_the_hippocampus_is_read_in_the_axes_of_its_published_patch() -> None:
+    if not REAL.is_dir():
+        pytest.skip("the real datasets are not in ../shared/data")
+    dataset = read_dataset(REAL)
+    source = replace(measured(ROWS["04"], folder=dataset.name), channel_names=dataset.channel_names)
+    assert published_task(source) is not None
+    loaded = load_case(dataset.training[0])
+    cropped = crop_case(loaded, axis_order=plan(source).axis_order, preset="nvidia")
+    transposed = loaded.image.transpose(0, 3, 2, 1)
+    inside = np.nonzero((transposed > 0).any(axis=0))
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in inside)
+    np.testing.assert_array_equal(cropped.image, transposed[(slice(None), *box)])

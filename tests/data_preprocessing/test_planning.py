@@ -311,7 +311,7 @@ def test_a_given_patch_that_cannot_be_halved_is_refused_with_the_next_larger() -
 
 
 def test_a_given_patch_need_not_fit_the_spacings_on_the_way_to_a_low_resolution() -> None:
-    # At (5, 1, 1) mm its 18 slices are halved once; where the planes are nearly as coarse, they would be twice.
+    # At (5, 1, 1) mm its 18 slices are halved once; where the planes are nearly as coarse, twice, to 4.5.
     options = PlannerOptions(preset="nvidia", patch_size=(18, 128, 128), depth=3)
     planned = plan(fingerprint((5, 1, 1), (100, 640, 640)), options=options)
     assert planned.patch == (18, 128, 128)

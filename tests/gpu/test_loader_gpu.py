@@ -16,6 +16,7 @@ from data_loading.catalogue import Entry, ForegroundTable
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule
 from data_loading.recipes import build_recipe
+from data_loading.resident import ResidentVolumes, upload
 from data_loading.targets import TargetRule
 from utils.contracts import Batch
 from utils.storage import write_array
@@ -50,15 +51,18 @@ def entries(tmp_path: Path) -> tuple[Entry, ...]:
     return tuple(made)
 
 
+def make_loader(entries: tuple[Entry, ...], *augment: str, steps: int = 8, **place: Any) -> TrainingLoader:
+    rule = SamplingRule(
+        patch=PATCH, batch_size=3, world_size=1, steps_per_epoch=steps, foreground_share=0.33, seed=5
+    )
+    recipe = [replace(p, largest_label=2) if isinstance(p, RotateScale) else p for p in build_recipe(augment)]
+    return TrainingLoader(entries, rule, recipe, TARGETS, Shard(num_threads=1, **place))
+
+
 def batches(
     entries: tuple[Entry, ...], device_id: int | None, *augment: str, on_host: bool = False
 ) -> Iterator[Batch]:
-    rule = SamplingRule(
-        patch=PATCH, batch_size=3, world_size=1, steps_per_epoch=8, foreground_share=0.33, seed=5
-    )
-    shard = Shard(device_id=device_id, num_threads=1, on_host=on_host)
-    recipe = [replace(p, largest_label=2) if isinstance(p, RotateScale) else p for p in build_recipe(augment)]
-    return iter(TrainingLoader(entries, rule, recipe, TARGETS, shard))
+    return iter(make_loader(entries, *augment, device_id=device_id, on_host=on_host))
 
 
 def assert_alike(on_gpu: Batch, on_cpu: Batch, *, tolerance: float) -> None:
@@ -140,3 +144,152 @@ def test_a_batch_on_the_gpu_stays_as_it_was(entries: tuple[Entry, ...]) -> None:
     for batch, image, label in kept:
         assert torch.equal(batch.image, image)
         assert torch.equal(batch.label[0], label)
+
+
+# --- volumes on the GPU ------------------------------------------------------------------------------------
+
+HOST = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+
+
+def stored_as(entries: tuple[Entry, ...], image_type: str) -> tuple[Entry, ...]:
+    """The same cases with images of this type; one of them without a mask."""
+    made = []
+    for place, entry in enumerate(entries):
+        path = entry.case.image.with_name(f"{place}_{image_type}_x.npy")
+        write_array(path, np.load(entry.case.image).astype(image_type))
+        label = entry.case.label if place else None
+        case: Any = SimpleNamespace(**(vars(entry.case) | {"image": path, "label": label}))
+        made.append(replace(entry, case=case, image_type=image_type))
+    return tuple(made)
+
+
+def test_volumes_lie_on_the_gpu_in_the_types_of_their_files(entries: tuple[Entry, ...]) -> None:
+    kept = upload(stored_as(entries, "float16"), GPU)
+    for entry, case in zip(entries, kept.cases, strict=True):
+        assert (case.image.device, case.image.dtype) == (GPU, torch.float16)
+        assert case.image.shape == (2, *entry.shape)
+    assert [case.label is None for case in kept.cases] == [True, False, False]
+    assert kept.occupied_bytes >= 0
+
+
+def test_what_is_occupied_is_what_the_gpu_says(tmp_path: Path) -> None:
+    write_array(tmp_path / "big_x.npy", np.zeros((1, 64, 512, 512), np.float16))
+    case: Any = SimpleNamespace(case_id="big", image=tmp_path / "big_x.npy", label=None, class_target=0)
+    none = ForegroundTable(labels=(), starts=(), stops=(), positions=np.zeros((0, 3), np.int32))
+    entry = Entry(case=case, shape=(64, 512, 512), image_type="float16", foreground=none)
+    torch.cuda.empty_cache()
+    volume = 64 * 512 * 512 * 2
+    assert volume <= upload([entry], GPU).occupied_bytes < 2 * volume + 2**26
+
+
+@pytest.mark.parametrize("image_type", ["float32", "float16"])
+def test_patches_cut_on_the_gpu_are_bit_equal_to_those_read_by_the_host(
+    entries: tuple[Entry, ...], image_type: str
+) -> None:
+    entries = stored_as(entries, image_type)
+    kept = iter(make_loader(entries, "mirror", device_id=0, resident=upload(entries, GPU)))
+    for pair in zip(kept, batches(entries, None, "mirror"), strict=True):
+        assert_alike(*pair, tolerance=0.0)
+
+
+def test_augmented_patches_cut_on_the_gpu_equal_those_that_the_gpu_gets_from_the_host(
+    entries: tuple[Entry, ...],
+) -> None:
+    kept = iter(make_loader(entries, "nnunet", device_id=0, resident=upload(entries, GPU)))
+    for one, other in zip(kept, batches(entries, 0, "nnunet"), strict=True):
+        assert torch.equal(one.image, other.image)
+        assert all(torch.equal(a, b) for a, b in zip(one.label, other.label, strict=True))
+
+
+def test_augmented_patches_cut_on_the_gpu_agree_with_the_same_code_on_the_cpu(
+    entries: tuple[Entry, ...],
+) -> None:
+    augment = ("nnunet", "no_noise")
+    pairs = zip(
+        make_loader(entries, *augment, device_id=0, resident=upload(entries, GPU)),
+        make_loader(entries, *augment, resident=upload(entries, HOST)),
+        strict=True,
+    )
+    for pair in pairs:
+        assert_alike(*pair, tolerance=2e-3)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Entry, ...]:
+    """Two cases large enough that a cut takes the GPU some time."""
+    folder, random, made = tmp_path_factory.mktemp("large"), np.random.default_rng(1), []
+    none = ForegroundTable(labels=(), starts=(), stops=(), positions=np.zeros((0, 3), np.int32))
+    for place in range(2):
+        image = random.normal(size=(2, 96, 160, 160)).astype(np.float16)
+        write_array(folder / f"{place}_x.npy", image)
+        write_array(folder / f"{place}_y.npy", (image[:1] > 1).astype(np.int16))
+        case: Any = SimpleNamespace(
+            case_id=f"case_{place}",
+            image=folder / f"{place}_x.npy",
+            label=folder / f"{place}_y.npy",
+            class_target=place,
+        )
+        made.append(Entry(case=case, shape=(96, 160, 160), image_type="float16", foreground=none))
+    return tuple(made)
+
+
+def large_loader(entries: tuple[Entry, ...], steps: int, **place: Any) -> TrainingLoader:
+    patch = (64, 96, 96)
+    rule = SamplingRule(
+        patch=patch, batch_size=4, world_size=1, steps_per_epoch=steps, foreground_share=0.0, seed=2
+    )
+    targets = TargetRule(shapes=(patch,))
+    return TrainingLoader(entries, rule, build_recipe(["mirror"]), targets, Shard(num_threads=2, **place))
+
+
+@pytest.mark.parametrize("busy", ["default stream", "side stream", "allocator"])
+def test_cuts_are_whole_whatever_else_the_gpu_and_its_allocator_do(
+    large: tuple[Entry, ...], busy: str
+) -> None:
+    """A cut that DALI copied too early, or whose memory was given away too early, would differ."""
+    kept = large_loader(large, 30, device_id=0, resident=upload(large, GPU), prefetch=3)
+    expected = large_loader(large, 30, device_id=None)
+    work, side = torch.rand(4096, 4096, device="cuda"), torch.cuda.Stream()
+    for one, other in zip(kept, expected, strict=True):
+        if busy == "allocator":  # memory of every size that a cut has, taken and dropped on another stream
+            _ = [torch.full((2, 64, 96, 96), 7.0, dtype=torch.float16, device="cuda") for _ in range(16)]
+        else:
+            with torch.cuda.stream(side if busy == "side stream" else torch.cuda.current_stream()):
+                for _ in range(10):
+                    work = torch.tanh(work @ work)
+        assert torch.equal(one.image.cpu(), other.image)
+        assert torch.equal(one.label[0].cpu(), other.label[0])
+
+
+def test_a_run_resumes_bit_by_bit_with_volumes_on_the_gpu(entries: tuple[Entry, ...]) -> None:
+    kept: ResidentVolumes = upload(entries, GPU)
+    whole = list(make_loader(entries, "nnunet", device_id=0, resident=kept))
+    saved = make_loader(entries, "nnunet", device_id=0).state_dict() | {"delivered": 3}
+    fresh = make_loader(entries, "nnunet", device_id=0, resident=kept)
+    fresh.load_state_dict(saved)
+    for one, other in zip(fresh, whole[3:], strict=True):
+        assert torch.equal(one.image, other.image)
+
+
+# --- the order of axes in memory ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["graph", "host", "resident"])
+def test_channels_last_patches_are_the_same_on_the_gpu(entries: tuple[Entry, ...], place: str) -> None:
+    where: dict[str, Any] = {"device_id": 0, "on_host": place == "host"}
+    where["resident"] = upload(entries, GPU) if place == "resident" else None
+    last, first = (make_loader(entries, "nnunet", **where, channels_last=wish) for wish in (True, False))
+    for one, other in zip(last, first, strict=True):
+        assert one.image.is_contiguous(memory_format=torch.channels_last_3d)
+        assert one.image.stride(1) == 1
+        assert torch.equal(one.image, other.image)
+
+
+def test_channels_last_volumes_are_the_same_on_the_gpu(entries: tuple[Entry, ...]) -> None:
+    loaders = [
+        VolumeLoader(entries, TARGETS, Shard(device_id=0, channels_last=wish)) for wish in (True, False)
+    ]
+    for one, other in zip(*loaders, strict=True):
+        assert one.image.is_contiguous(memory_format=torch.channels_last_3d)
+        assert torch.equal(one.image, other.image)

@@ -18,44 +18,54 @@ ROUNDING = 1.05  # spacings closer than this ratio differ only by the rounding o
 
 
 def restore_label(
-    scores: np.ndarray | Tensor, footprint: Footprint, *, regions: tuple[tuple[int, ...], ...] = ()
+    scores: np.ndarray | Tensor, footprint: Footprint, *, regions_class_order: tuple[int, ...] = ()
 ) -> np.ndarray:
-    """The label map, uint8 (X, Y, Z) in the axes of the file, from scores (L, D, H, W) on the planned grid.
+    """The label map, uint8 (X, Y, Z) in the axes of the file, from scores on the planned grid.
 
-    Scores are resampled one label at a time, so the full-resolution volume is held twice, not L times.
-    Without regions the largest score wins (the lower label on a tie; logits and probabilities both serve).
-    With regions the scores are probabilities, one channel per region; `region_values` tells what each paints.
+    They are as in `cropped_label`; what was cropped away is background.
     """
-    values = region_values(regions) if regions else tuple(range(scores.shape[0]))
+    label = cropped_label(scores, footprint, regions_class_order=regions_class_order)
+    return _place(label, footprint, outside=0)
+
+
+def cropped_label(
+    scores: np.ndarray | Tensor, footprint: Footprint, *, regions_class_order: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The label map, uint8 (D, H, W), on the grid before resampling: cropped, in planned axes.
+
+    Scores (L, D, H, W) are resampled one channel at a time, so the full-resolution volume is held twice, not
+    L times. The largest score wins (the lower label on a tie; logits and probabilities both serve). With
+    `regions_class_order` the scores are probabilities, one channel per region, and a region writes its label
+    of that order wherever it has more than one half, over those before it (nnU-Net v2).
+    """
+    values = regions_class_order or tuple(range(scores.shape[0]))
+    if len(values) != scores.shape[0]:
+        raise ValueError(f"{len(values)} regions should have as many channels, got {scores.shape[0]}.")
     if max(values) > np.iinfo(np.uint8).max:
         raise ValueError(f"A mask holds label values up to 255, got {max(values)}.")
     first = _cropped_scores(scores[0], footprint)
-    best = first.new_full(first.shape, REGION_THRESHOLD) if regions else first.clone()
-    winner = first.new_full(first.shape, 0 if regions else values[0]).byte()
-    for channel in range(0 if regions else 1, len(values)):
+    best = first.new_full(first.shape, REGION_THRESHOLD) if regions_class_order else first.clone()
+    winner = first.new_full(first.shape, 0 if regions_class_order else values[0]).byte()
+    for channel in range(0 if regions_class_order else 1, len(values)):
         planes = first if channel == 0 else _cropped_scores(scores[channel], footprint)
         wins = planes > best
         winner[wins] = values[channel]
-        if not regions:
+        if not regions_class_order:
             best[wins] = planes[wins]
-    return _place(winner.cpu().numpy(), footprint, outside=0)
+    return winner.cpu().numpy()
+
+
+def painted_regions(probabilities: np.ndarray, regions_class_order: tuple[int, ...]) -> np.ndarray:
+    """The label map, uint8 (*spatial), of region probabilities (R, *spatial): as in `cropped_label`."""
+    label = np.zeros(probabilities.shape[1:], np.uint8)
+    for channel, value in zip(probabilities, regions_class_order, strict=True):
+        label[channel > REGION_THRESHOLD] = value
+    return label
 
 
 def restore_map(values: np.ndarray | Tensor, footprint: Footprint, *, outside: float = 0.0) -> np.ndarray:
     """A float map (D, H, W) on the planned grid as float32 (X, Y, Z) in the axes of the file."""
     return _place(_cropped_scores(values, footprint).cpu().numpy(), footprint, outside=outside)
-
-
-def region_values(regions: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """The label that each region paints, in order: the one that no later region holds, else its largest.
-
-    ((1, 2, 3), (2, 3), (3,)) - whole tumour, core, enhancing - paints 1, then 2, then 3.
-    """
-    painted = []
-    for i, region in enumerate(regions):
-        later = {value for other in regions[i + 1 :] for value in other}
-        painted.append(next((value for value in region if value not in later), max(region)))
-    return tuple(painted)
 
 
 def _coarse_axis(footprint: Footprint) -> int | None:

@@ -32,6 +32,7 @@ from nnunet.options import InferenceOptions, LossOptions
 from nnunet.training.module import ModuleSettings, MultiTaskModule
 from nnunet.training.trainer import epochs_of
 from scripts.fold_data import FoldCases
+from scripts.original_grid import original_dice_of
 from scripts.run_options import RunOptions
 from scripts.trained_plan import architecture_of
 from utils.contracts import Plan
@@ -92,6 +93,9 @@ def module_settings(options: RunOptions, fold: FoldCases, steps_per_epoch: int) 
         training_cases=tuple(case.case_id for case in fold.training),
         time_budget=options.training.time_budget,
         compile=options.training.compile,
+        original_dice=(
+            original_dice_of(fold.validation, fold.plan) if options.inference.invert_resampled_y else None
+        ),
     )
 
 

@@ -10,11 +10,15 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.command import run_command
+from utils.errors import UserError
 from utils.options import parse
 from utils.run_log import say
-from utils.storage import write_json
 
-DESCRIPTION = "Score predicted masks and classes against their references."
+COMMANDS = ("classification", "segmentation", "whole_organ")
+DESCRIPTION = (
+    "Score predicted masks and classes against their references. Or one comparison of two folders: "
+    "evaluate.py classification|segmentation|whole_organ REFERENCE PREDICTIONS, each with its own --help."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +58,13 @@ def run(options: EvaluateOptions) -> Path:
     from nnunet.evaluation.summary import summarise_segmentation, write_summaries
     from nnunet.evaluation.tables import write_overlap_table
     from scripts import evaluation_page as page
+    from scripts.class_evaluation import notes_of, write_class_metrics
     from scripts.mask_pairs import find_references, measure_pairs, rules_for, select_fold
 
     references = select_fold(find_references(options.lbls, options.dataset), options.splits, options.fold)
     pairing = pair_masks(masks_in(options.preds), references.masks, allow_missing=options.allow_missing)
-    cases = measure_pairs(pairing.pairs, rules_for(references, options.empty, options.n_jobs), options.n_jobs)
+    rules = rules_for(references, options.empty, options.n_jobs)
+    cases = measure_pairs(pairing.pairs, rules, options.n_jobs)
 
     patients = references.patients([case.case_id for case in cases])
     resampling = Resampling(seed=options.seed, groups=patients)
@@ -69,16 +75,17 @@ def run(options: EvaluateOptions) -> Path:
     write_summaries(folder, cases)
     write_overlap_table(folder / "metrics.csv", cases)
     if classes:
-        write_json(folder / "classification_metrics.json", classes.summary.to_json())
+        write_class_metrics(folder, classes)
     title = references.dataset.name if references.dataset else options.lbls.name
     report = ReportPage(
         title=f"Evaluation of {title}",
         facts=page.report_facts(title, options.preds, options.lbls, cases),
-        notes=page.report_notes(pairing),
+        notes=(*page.report_notes(pairing), *(notes_of(classes) if classes else ())),
         segmentation=segmentation,
         classification=classes.summary if classes else None,
         volume_auroc=classes.volume_auroc if classes else None,
-        overlays=page.draw_extremes(cases, pairing, references),
+        volume=classes.volume if classes else None,
+        overlays=page.draw_extremes(cases, pairing, references, rules),
         curves=read_curves(options.logs, page.CURVES) if options.logs else (),
     )
     write_report(folder / REPORT_FILE, report)
@@ -89,8 +96,15 @@ def run(options: EvaluateOptions) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse and run: a comparison of two folders by its name, else the whole evaluation."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in COMMANDS:
+        from scripts.evaluate_folders import run_command_line
+
+        run_command_line(arguments[0], arguments[1:])
+        return
+    if arguments and not arguments[0].startswith("-"):
+        raise UserError(f"{arguments[0]!r} is no comparison; choose {', '.join(COMMANDS)}, or give --preds.")
     run(parse(EvaluateOptions, arguments, program="evaluate.py", description=DESCRIPTION))
 
 

@@ -17,7 +17,7 @@ from nnunet.evaluation.classification import (
     auc_of_score,
     summarise_classification,
 )
-from nnunet.evaluation.overlap import CaseOverlap
+from nnunet.evaluation.overlap import CaseOverlap, OverlapRules
 from nnunet.evaluation.pairing import Pairing, listed
 from nnunet.evaluation.report import Fact, Overlay, extreme_cases, interval_text, number_text
 from nnunet.evaluation.summary import SegmentationSummary
@@ -100,7 +100,7 @@ def report_notes(pairing: Pairing) -> tuple[str, ...]:
 
 
 def draw_extremes(
-    cases: Sequence[CaseOverlap], pairing: Pairing, references: References
+    cases: Sequence[CaseOverlap], pairing: Pairing, references: References, rules: OverlapRules
 ) -> tuple[Overlay, ...]:
     """The best, the median and the worst case as pictures."""
     pairs = {pair.case_id: pair for pair in pairing.pairs}
@@ -108,7 +108,7 @@ def draw_extremes(
     for chosen in extreme_cases(cases):
         raw = references.case(chosen.case.case_id)
         image = raw.images[0] if raw and raw.images and raw.images[0].is_file() else None
-        overlays.append(draw_overlay(chosen, pairs[chosen.case.case_id], image))
+        overlays.append(draw_overlay(chosen, pairs[chosen.case.case_id], image, rules))
     return tuple(overlays)
 
 

@@ -84,7 +84,7 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         segmentation=segmentation,
         classification=classes,
         volume_auroc=volume_auc,
-        overlays=draw_extremes(overlaps, fold.validation, masks),
+        overlays=draw_extremes(overlaps, fold.validation, masks, plan),
         curves=_curves(options.results / options.logname),
     )
     write_report(options.results / REPORT_FILE, page)

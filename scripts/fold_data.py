@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_loading.catalogue import refuse_unpaired
+from scripts.brats_plan import with_brats_regions
 from scripts.run_options import RunOptions
 from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
@@ -23,6 +24,7 @@ PREPARATION = (
     "preset",
     "foreground_channel",
     "label_names",
+    "ignore_label",
 )
 
 
@@ -59,7 +61,9 @@ def read_fold(options: RunOptions) -> FoldCases:
     """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
     folder = prepared_folder(options)
     plan = read_plan(folder)
-    _refuse_untrainable(plan, folder)
+    _refuse_cascade(plan, folder)
+    if options.brats:
+        plan = with_brats_regions(plan, folder)
     refuse_unpaired(folder)
     cases = {case.case_id: case for case in list_prepared(folder)}
     if not cases:
@@ -76,17 +80,12 @@ def read_fold(options: RunOptions) -> FoldCases:
     )
 
 
-def _refuse_untrainable(plan: Plan, folder: Path) -> None:
-    """Planned and prepared, but not trained yet: better said than trained on wrong labels."""
-    wishes = {
-        "regions": bool(plan.regions),
-        "an ignore label": plan.ignore_label is not None,
-        "a previous stage": plan.prior_labels > 0,
-    }
-    if wanted := [name for name, wished in wishes.items() if wished]:
+def _refuse_cascade(plan: Plan, folder: Path) -> None:
+    """Planned and prepared, but not trained yet: better said than trained without the previous stage."""
+    if plan.prior_labels:
         raise DatasetError(
-            f"{folder}: the plan asks for {' and '.join(wanted)}, which training does not support yet. "
-            "Use a dataset with plain labels."
+            f"{folder}: the plan asks for a previous stage, which training does not support yet. "
+            "Use the plan of another configuration."
         )
 
 

@@ -14,6 +14,7 @@ from data_preprocessing.dataset import describe_dataset, read_dataset
 from data_preprocessing.faults import DatasetFaults, errors_of
 from data_preprocessing.geometry import planned_spacing, to_planned_axes
 from data_preprocessing.nifti_header import corner_distance_mm
+from data_preprocessing.restore import painted_regions
 from data_preprocessing.volume_io import Volume, read_label_volume, read_volume
 from nnunet.evaluation.figures import overlay_png
 from nnunet.evaluation.overlap import (
@@ -83,7 +84,12 @@ def rules_for(references: References, empty: EmptyRule, num_jobs: int) -> Overla
     if references.dataset is not None:
         dataset = references.dataset
         return overlap_rules(
-            dataset.label_names, regions=dataset.regions, ignore_label=dataset.ignore_label, empty=empty
+            dataset.label_names,
+            regions=dataset.regions,
+            region_names=dataset.region_names,
+            regions_class_order=dataset.regions_class_order,
+            ignore_label=dataset.ignore_label,
+            empty=empty,
         )
     highest = joblib.Parallel(n_jobs=num_jobs)(
         joblib.delayed(_highest_label)(path) for path in references.masks.values()
@@ -101,13 +107,13 @@ def measure_pairs(pairs: Sequence[MaskPair], rules: OverlapRules, num_jobs: int)
     return tuple(result for result in results if isinstance(result, CaseOverlap))
 
 
-def draw_overlay(chosen: RankedCase, pair: MaskPair, image: Path | None) -> Overlay:
+def draw_overlay(chosen: RankedCase, pair: MaskPair, image: Path | None, rules: OverlapRules) -> Overlay:
     """The case as a picture in the radiological view; contours on black where there is no image."""
     reference = _read_reference(pair.reference)
     predicted = (
         np.zeros_like(reference.voxels)
         if pair.prediction is None
-        else _read_prediction(pair.prediction, reference, num_labels=1)
+        else _read_prediction(pair.prediction, reference, rules)
     )
     background = np.zeros(reference.voxels.shape, np.float32)
     if image is not None:
@@ -116,11 +122,16 @@ def draw_overlay(chosen: RankedCase, pair: MaskPair, image: Path | None) -> Over
         background = first if first.shape == background.shape else background
     turned = [
         to_planned_axes(array, orientation=reference.orientation)
-        for array in (background, reference.voxels, predicted)
+        for array in (background, without_ignored(reference.voxels, rules.ignore_label), predicted)
     ]
     _, height_mm, width_mm = planned_spacing(reference.spacing_mm, orientation=reference.orientation)
     png = overlay_png(turned[0], turned[1], turned[2], pixel_mm=(height_mm, width_mm))
     return Overlay(rank=chosen.rank, case_id=pair.case_id, dice=chosen.case.mean_dice, png=png)
+
+
+def without_ignored(reference: np.ndarray, ignore_label: int | None) -> np.ndarray:
+    """The mask to be drawn: nobody knows what an ignored voxel is, so it gets no contour."""
+    return reference if ignore_label is None else np.where(reference == ignore_label, 0, reference)
 
 
 def _described(path: Path) -> Dataset:
@@ -146,7 +157,7 @@ def _measure(pair: MaskPair, rules: OverlapRules) -> CaseOverlap | str:
         )
         if pair.prediction is None:
             return failed_case(pair.case_id, reference.voxels, rules, source=source)
-        predicted = _read_prediction(pair.prediction, reference, rules.num_labels)
+        predicted = _read_prediction(pair.prediction, reference, rules)
         return evaluate_case(pair.case_id, reference.voxels, predicted, rules, source=source)
     except DatasetError as error:
         message = str(error)
@@ -166,17 +177,14 @@ def _plain_mask(volume: Volume) -> Volume:
     return volume
 
 
-def _read_prediction(path: Path, reference: Volume, num_labels: int) -> np.ndarray:
-    """The predicted mask (x, y, z) on the reference's grid; a .npy file is (z, y, x) or (label, z, y, x)."""
+def _read_prediction(path: Path, reference: Volume, rules: OverlapRules) -> np.ndarray:
+    """The predicted mask (x, y, z) on the reference's grid.
+
+    A .npy file is (z, y, x), or holds probabilities: (label, z, y, x), with regions (region, z, y, x).
+    """
     if path.suffix == ".npy":
         stored = read_array(path)
-        if stored.ndim == 4 and len(stored) < num_labels:
-            raise DatasetError(
-                f"{path} has {len(stored)} channels, but {num_labels} labels need one probability each "
-                "(background first)."
-            )
-        labels = stored.argmax(axis=0).astype(np.int16) if stored.ndim == 4 else stored
-        return labels.transpose()
+        return (_labels_of(stored, rules, path) if stored.ndim == 4 else stored).transpose()
     volume = _plain_mask(read_label_volume(path))
     shape = reference.voxels.shape
     if volume.voxels.shape != shape:
@@ -192,3 +200,21 @@ def _read_prediction(path: Path, reference: Volume, num_labels: int) -> np.ndarr
             "Both affines must describe the same grid."
         )
     return volume.voxels
+
+
+def _labels_of(probabilities: np.ndarray, rules: OverlapRules, path: Path) -> np.ndarray:
+    """(C, z, y, x) -> (z, y, x)."""
+    channels = len(probabilities)
+    if rules.regions_class_order:
+        if channels != len(rules.regions_class_order):
+            raise DatasetError(
+                f"{path} has {channels} channels, but {len(rules.regions_class_order)} regions need one "
+                "probability each."
+            )
+        return painted_regions(probabilities, rules.regions_class_order)
+    if channels < rules.num_labels:
+        raise DatasetError(
+            f"{path} has {channels} channels, but {rules.num_labels} labels need one probability each "
+            "(background first)."
+        )
+    return probabilities.argmax(axis=0).astype(np.int16)

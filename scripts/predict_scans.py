@@ -139,7 +139,9 @@ def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -
     loaded, arrays = ready.loaded, ready.arrays
     assert loaded is not None  # _answer raises for a scan that could not be read
     assert arrays is not None
-    mask = restore_label(prediction.label_probs, arrays.footprint)
+    mask = restore_label(
+        prediction.label_probs, arrays.footprint, regions_class_order=plan.regions_class_order
+    )
     write_volume(
         folder / f"{ready.case_id}.nii.gz",
         mask,

@@ -14,8 +14,9 @@ from data_preprocessing.volume_io import read_label_volume, write_volume
 from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.classification import ClassificationSummary, summarise_classification
 from nnunet.evaluation.figures import overlay_png
-from nnunet.evaluation.overlap import CaseOverlap, CaseSource, evaluate_case, overlap_rules
+from nnunet.evaluation.overlap import CaseOverlap, CaseSource, OverlapRules, evaluate_case, overlap_rules
 from nnunet.evaluation.report import Overlay, extreme_cases
+from scripts.mask_pairs import without_ignored
 from scripts.model_run import ML_PER_MM3, ModelRun
 from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase
 from utils.prepared_folder import ORIGINAL_LABEL, case_file
@@ -35,12 +36,13 @@ class Answer:
 
 def predict_prepared(run: ModelRun, cases: Sequence[PreprocessedCase]) -> Iterator[Answer]:
     """The answers for `cases`, one by one, so that one volume of probabilities is held at a time."""
+    order = run.model.plan.regions_class_order
     for case in progress(cases, total=len(cases), label="Predict"):
         prediction = run.predict(read_array(case.image), case.case_id)
         yield Answer(
             case=case,
             prediction=prediction,
-            mask=restore_label(prediction.label_probs, case.footprint),
+            mask=restore_label(prediction.label_probs, case.footprint, regions_class_order=order),
             reference=_native_reference(case),
         )
 
@@ -58,6 +60,17 @@ def write_mask(folder: Path, answer: Answer) -> None:
     )
 
 
+def rules_of(plan: Plan) -> OverlapRules:
+    """What a model of this plan is measured by: regions, else labels; ignored voxels count nowhere."""
+    return overlap_rules(
+        plan.label_names[: plan.num_labels],
+        regions=plan.regions,
+        region_names=plan.region_names,
+        regions_class_order=plan.regions_class_order,
+        ignore_label=plan.ignore_label,
+    )
+
+
 def score_answer(answer: Answer, plan: Plan, folder: Path) -> CaseOverlap | None:
     """Overlap of one answer on the scanner's grid; None where the case has no reference."""
     if answer.reference is None:
@@ -67,7 +80,7 @@ def score_answer(answer: Answer, plan: Plan, folder: Path) -> CaseOverlap | None
         case_id,
         answer.reference,
         answer.mask,
-        overlap_rules(plan.label_names),
+        rules_of(plan),
         source=CaseSource(
             voxel_ml=float(np.prod(answer.case.footprint.native_spacing_mm)) * ML_PER_MM3,
             reference_file=f"{case_id}{ORIGINAL_LABEL}",
@@ -87,7 +100,7 @@ def score_classes(
 
 
 def draw_extremes(
-    overlaps: Sequence[CaseOverlap], cases: Sequence[PreprocessedCase], masks: Path
+    overlaps: Sequence[CaseOverlap], cases: Sequence[PreprocessedCase], masks: Path, plan: Plan
 ) -> tuple[Overlay, ...]:
     """The best, the median and the worst case as pictures in the radiological view."""
     by_id = {case.case_id: case for case in cases}
@@ -99,9 +112,8 @@ def draw_extremes(
         mask = read_label_volume(masks / f"{case.case_id}.nii.gz").voxels
         reference = _native_reference(case)
         assert reference is not None  # it was scored
-        turned = [
-            to_planned_axes(volume, orientation=footprint.orientation) for volume in (image, reference, mask)
-        ]
+        volumes = (image, without_ignored(reference, plan.ignore_label), mask)
+        turned = [to_planned_axes(volume, orientation=footprint.orientation) for volume in volumes]
         _, height_mm, width_mm = planned_spacing(
             footprint.native_spacing_mm, orientation=footprint.orientation
         )

@@ -36,11 +36,15 @@ class Structure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlapRules:
-    """Which structures are measured, and how a structure that is empty in both masks scores."""
+    """Which structures are measured, and how a structure that is empty in both masks scores.
+
+    `regions_class_order` is the label that each region writes into a mask; empty without regions.
+    """
 
     structures: tuple[Structure, ...]
     whole_organ: Structure
     num_labels: int
+    regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
     empty: EmptyRule = "nan"
 
@@ -131,23 +135,27 @@ def overlap_rules(
     label_names: Sequence[str],
     *,
     regions: Sequence[tuple[int, ...]] = (),
+    region_names: Sequence[str] = (),
+    regions_class_order: Sequence[int] = (),
     ignore_label: int | None = None,
     empty: EmptyRule = "nan",
 ) -> OverlapRules:
     """Measure every label but the background, or every region where the dataset has regions.
 
-    `label_names[i]` names label value i; the whole organ is the union of all labels above 0.
+    `label_names[i]` names label value i, `region_names[i]` region i, which is else called after its labels;
+    the whole organ is the union of all labels above 0.
     """
     foreground = tuple(value for value in range(1, len(label_names)) if value != ignore_label)
     measured = tuple(tuple(region) for region in regions) or tuple((value,) for value in foreground)
+    names = region_names or [" + ".join(label_names[value] for value in labels) for labels in measured]
     structures = tuple(
-        Structure(name=" + ".join(label_names[value] for value in labels), labels=labels)
-        for labels in measured
+        Structure(name=name, labels=labels) for name, labels in zip(names, measured, strict=True)
     )
     return OverlapRules(
         structures=structures,
         whole_organ=Structure(name="whole organ", labels=foreground),
         num_labels=len(label_names),
+        regions_class_order=tuple(regions_class_order),
         ignore_label=ignore_label,
         empty=empty,
     )

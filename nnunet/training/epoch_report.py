@@ -113,11 +113,8 @@ def epoch_line(epoch: int, epochs: int | None, metrics: dict[str, float], plan: 
         )
     if "val/loss" in metrics:
         parts.append(f"val loss {metrics['val/loss']:.3f}")
-    if "val/dsc" in metrics:
-        names = plan.label_names[1:]
-        parts.append(
-            "Dice " + ", ".join(f"{n} {metrics[f'val/dsc_{i}']:.3f}" for i, n in enumerate(names, start=1))
-        )
+    if dice := _dice(metrics, plan):
+        parts.append(dice)
     if "val/macro_f1" in metrics:
         parts.append(
             f"macro-F1 {metrics['val/macro_f1']:.3f} (constant {metrics['val/macro_f1_constant']:.3f})"
@@ -126,3 +123,13 @@ def epoch_line(epoch: int, epochs: int | None, metrics: dict[str, float], plan: 
     parts.append(f"waiting for data {metrics['speed/waiting_percent']:.1f} %")
     parts.append(f"{metrics['epoch_s']:.1f} s")
     return " | ".join(parts)
+
+
+def _dice(metrics: dict[str, float], plan: Plan) -> str:
+    """Dice of every region or label on the grid that the best epoch is chosen by; nothing without Dice."""
+    kinds = {"val/dsc_original": "Dice on the original grid", "val/dsc": "Dice"}
+    kind = next((kind for kind in kinds if kind in metrics), None)
+    if kind is None:
+        return ""
+    values = (f"{name} {metrics[f'{kind}_{i}']:.3f}" for i, name in enumerate(plan.target_names, start=1))
+    return f"{kinds[kind]} {', '.join(values)}"

@@ -18,7 +18,13 @@ from nnunet.training.checkpoint import MODEL_KEY, model_card, refuse_other_model
 from nnunet.training.clock import RunClock
 from nnunet.training.compilation import compiled_or_plain
 from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
-from nnunet.training.validation import CaseResult, ValidationScores, case_result, pool_results
+from nnunet.training.validation import (
+    CaseResult,
+    OriginalDice,
+    ValidationScores,
+    case_result,
+    pool_results,
+)
 from utils.contracts import Batch, Plan
 
 
@@ -32,6 +38,7 @@ class ModuleSettings:
     training_cases: tuple[str, ...] = ()  # named in the checkpoint
     time_budget: float | None = None  # minutes
     compile: bool = False
+    original_dice: OriginalDice | None = None  # scores validation volumes on the grid before resampling too
 
 
 @final
@@ -89,7 +96,8 @@ class MultiTaskModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch; sums over the counted cases stay on the device until the epoch ends."""
-        terms = self.loss((self._compiled or self.network)(batch.image), batch)
+        guide = batch.label[0] if self.network.takes_guide and batch.label else None
+        terms = self.loss((self._compiled or self.network)(batch.image, guide), batch)
         means = {
             "train/loss": terms.total.detach(),
             "train/loss_segmentation": terms.segmentation,
@@ -121,7 +129,7 @@ class MultiTaskModule(lightning.LightningModule):
         """Predict one whole volume and keep its score."""
         network = self.network if self.averaged is None else self.averaged
         output = predict_volume(network, batch.image, self.settings.window)
-        self._results.append(case_result(output, batch, self.loss))
+        self._results.append(case_result(output, batch, self.loss, self.settings.original_dice))
 
     def on_validation_epoch_end(self) -> None:
         """Pool the cases of all ranks and log their scores."""

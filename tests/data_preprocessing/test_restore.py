@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_preprocessing import geometry
-from data_preprocessing.restore import region_values, restore_label, restore_map
+from data_preprocessing.restore import cropped_label, painted_regions, restore_label, restore_map
 from utils.contracts import Footprint, Shape
 
 ORIENTATIONS = ["".join(letters) for axes in permutations(("RL", "AP", "SI")) for letters in product(*axes)]
@@ -90,16 +90,34 @@ def test_the_lower_label_wins_a_tie() -> None:
     assert restore_label(np.ones((3, 2, 2, 2), np.float32), footprint_of((3, 3, 3))).max() == 0
 
 
-def test_nested_regions_paint_their_own_label() -> None:
-    assert region_values(((1, 2, 3), (2, 3), (3,))) == (1, 2, 3)
-
-
-def test_later_regions_paint_over_earlier_ones() -> None:
+def test_later_regions_write_their_label_over_earlier_ones() -> None:
     scores = np.zeros((2, 2, 2, 2), np.float32)
     scores[0] = 0.9
     scores[1, 0] = 0.6
-    restored = restore_label(scores, footprint_of((3, 3, 3)), regions=((1, 2), (2,)))
+    restored = restore_label(scores, footprint_of((3, 3, 3)), regions_class_order=(1, 2))
     assert sorted(restored.ravel().tolist()) == [0] * 19 + [1] * 4 + [2] * 4
+
+
+def test_a_region_writes_the_label_of_the_order_above_one_half_and_by_itself() -> None:
+    scores = np.array([0.9, 0.9, 0.4, 0.2, 0.6, 0.1, 0.5, 0.5], np.float32).reshape(2, 1, 2, 2)
+    footprint = replace(footprint_of((3, 3, 2)), cropped_shape=(1, 2, 2), planned_shape=(1, 2, 2))
+    written = cropped_label(scores, footprint, regions_class_order=(2, 1))
+    assert written.ravel().tolist() == [1, 2, 0, 0]
+    np.testing.assert_array_equal(painted_regions(scores, (2, 1)), written)
+
+
+def test_regions_need_a_channel_each() -> None:
+    with pytest.raises(ValueError, match="3 regions should have as many channels, got 2"):
+        restore_label(np.ones((2, 2, 2, 2)), footprint_of((3, 3, 3)), regions_class_order=(1, 2, 3))
+
+
+def test_the_label_before_resampling_lies_in_the_crop_of_the_restored_one() -> None:
+    footprint = replace(footprint_of((9, 8, 7)), planned_shape=(4, 4, 4))
+    scores = np.random.default_rng(0).random((3, 4, 4, 4)).astype(np.float32)
+    cropped = cropped_label(scores, footprint)
+    assert cropped.shape == footprint.cropped_shape
+    planned = geometry.to_planned_axes(restore_label(scores, footprint), orientation="RAS")
+    np.testing.assert_array_equal(planned[1:, 1:, 1:], cropped)
 
 
 def test_a_map_keeps_its_values_and_the_outside_value() -> None:

@@ -34,3 +34,14 @@ def test_an_epoch_without_validation_has_no_scores(make_plan: Callable[..., Plan
 def test_without_masks_to_validate_on_no_dice_is_said(make_plan: Callable[..., Plan]) -> None:
     metrics = {**TRAINING, "val/loss": 0.4, "val/dsc_1": float("nan"), "val/dsc_2": float("nan"), **CLASSES}
     assert "val loss 0.400 | macro-F1 0.667" in epoch_line(3, 10, metrics, make_plan())
+
+
+def test_dice_on_the_original_grid_is_said_where_it_chooses_the_epoch(make_plan: Callable[..., Plan]) -> None:
+    original = {"val/dsc_original": 0.5, "val/dsc_original_1": 0.6, "val/dsc_original_2": 0.4}
+    line = epoch_line(1, 2, {**TRAINING, **VALIDATION, **original}, make_plan(num_classes=0))
+    assert "| Dice on the original grid organ 0.600, lesion 0.400 |" in line
+
+
+def test_regions_are_said_by_their_names(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(regions=((1, 2), (2,)), region_names=("whole", "core"), num_classes=0)
+    assert "| Dice whole 0.910, core 0.500 |" in epoch_line(1, 2, {**TRAINING, **VALIDATION}, plan)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from nnunet.inference.sliding_window import VolumeOutput
 from nnunet.label_coding import LabelCoding
@@ -41,6 +42,16 @@ def scores_of(*results: CaseResult, plan: Plan) -> ValidationScores:
     return ValidationScores.from_results(results, plan, class_loss_weight=0.5)
 
 
+def row(*values: int) -> Tensor:
+    """A target of one row of voxels."""
+    return torch.tensor(values, dtype=torch.int16).view(1, 1, 1, 1, -1)
+
+
+def sure(labels: tuple[int, ...], num_labels: int) -> Tensor:
+    """Logits (1, L, 1, 1, W) that are certain of `labels`."""
+    return 50.0 * (row(*labels) == torch.arange(num_labels).view(1, -1, 1, 1, 1)).float()
+
+
 def volume_batch(*, target: int, has_mask: bool = True) -> Batch:
     label = torch.tensor([0, 1, 2, 2], dtype=torch.int16).view(1, 1, 1, 1, 4)
     return Batch(
@@ -68,15 +79,14 @@ def score_of(batch: Batch) -> CaseResult:
 
 
 def test_dice_of_two_of_three_against_two_of_four_voxels() -> None:
-    predicted = torch.tensor([1, 1, 1, 0, 0]).view(1, 1, 5)
-    truth = torch.tensor([1, 1, 0, 1, 1]).view(1, 1, 5)
-    assert dice_of(predicted, truth, 2).tolist() == pytest.approx([4 / 7])
+    assert dice_of(sure((1, 1, 1, 0, 0), 2), row(1, 1, 0, 1, 1), LabelCoding(num_labels=2)).tolist() == (
+        pytest.approx([4 / 7])
+    )
 
 
 def test_a_label_that_both_lack_is_nan_and_one_that_is_missed_or_invented_is_zero() -> None:
-    predicted = torch.tensor([0, 0, 3, 1]).view(1, 1, 4)
-    truth = torch.tensor([0, 2, 0, 1]).view(1, 1, 4)
-    first, missed, invented, absent = dice_of(predicted, truth, 5).tolist()
+    dice = dice_of(sure((0, 0, 3, 1), 5), row(0, 2, 0, 1), LabelCoding(num_labels=5))
+    first, missed, invented, absent = dice.tolist()
     assert (first, missed, invented) == (1, 0, 0)
     assert math.isnan(absent)
 
@@ -182,3 +192,96 @@ def test_a_case_without_a_mask_has_neither_dice_nor_segmentation_loss() -> None:
     assert all(math.isnan(value) for value in (*scored.dice, scored.segmentation_loss))
     assert not scored.has_foreground
     assert scored.class_loss == pytest.approx(math.log(4))
+
+
+# --- regions, ignored voxels, the original grid ---------------------------------------------------------
+
+REGIONS = LabelCoding(num_labels=3, regions=((1, 2), (2,)), ignore_label=3)
+
+
+def region_target(*voxels: tuple[int, int, int]) -> Tensor:
+    """(1, 3, 1, 1, W) from (in region 0, in region 1, ignored) of each voxel."""
+    return torch.tensor(voxels, dtype=torch.uint8).T.reshape(1, 3, 1, 1, -1)
+
+
+def region_logits(*voxels: tuple[float, float]) -> Tensor:
+    return torch.tensor(voxels).T.reshape(1, 2, 1, 1, -1)
+
+
+def test_dice_of_regions_that_overlap_is_taken_for_each_by_itself() -> None:
+    logits = region_logits((3.0, 2.0), (1.0, -1.0), (-1.0, -2.0), (0.5, 0.5))
+    target = region_target((1, 1, 0), (1, 0, 0), (1, 0, 0), (0, 0, 0))
+    assert dice_of(logits, target, REGIONS).tolist() == pytest.approx([2 * 2 / (3 + 3), 2 * 1 / (2 + 1)])
+
+
+def test_ignored_voxels_have_no_part_in_dice() -> None:
+    logits = region_logits((3.0, 3.0), (9.0, 9.0), (-9.0, 9.0))
+    target = region_target((1, 0, 0), (0, 0, 1), (0, 0, 1))
+    assert dice_of(logits, target, REGIONS).tolist() == [1, 0]
+    labels = LabelCoding(num_labels=3, ignore_label=3)
+    first, second = dice_of(sure((1, 1, 2), 3), row(1, 3, 3), labels).tolist()
+    assert first == 1
+    assert math.isnan(second)
+
+
+def region_batch(target: Tensor) -> Batch:
+    return replace(volume_batch(target=0), label=(target,))
+
+
+REGION_LOSS = MultiTaskLoss(
+    (1.0, 1.0),
+    SegmentationLoss(coding=REGIONS, batch_dice=False),
+    class_loss_weight=0.5,
+    lesion_free_weight=1.0,
+)
+
+
+def test_a_volume_with_regions_is_scored_against_its_batch() -> None:
+    target = region_target((1, 1, 0), (1, 0, 0), (0, 0, 0), (0, 0, 1))
+    output = VolumeOutput(label_logits=100 * (target[0, :2].float() - 0.5), class_probs=None)
+    scored = case_result(output, region_batch(target), REGION_LOSS)
+    assert scored.dice == (1.0, 1.0)
+    assert scored.has_foreground
+    assert scored.segmentation_loss == pytest.approx(-1)
+
+
+def test_a_volume_of_which_all_is_ignored_has_no_score() -> None:
+    target = region_target(*[(0, 0, 1)] * 4)
+    output = VolumeOutput(label_logits=torch.ones(2, 1, 1, 4), class_probs=None)
+    scored = case_result(output, region_batch(target), REGION_LOSS)
+    assert all(math.isnan(value) for value in (*scored.dice, scored.segmentation_loss))
+    assert not scored.has_foreground
+
+
+def test_the_original_grid_is_asked_with_the_probabilities_and_chooses_the_epoch(
+    make_plan: Callable[..., Plan],
+) -> None:
+    asked: list[tuple[str, Tensor]] = []
+
+    def original_dice(case_id: str, probabilities: Tensor) -> tuple[float, ...]:
+        asked.append((case_id, probabilities))
+        return (0.5, 0.25)
+
+    target = region_target((1, 1, 0), (1, 0, 0), (0, 0, 0), (0, 0, 1))
+    output = VolumeOutput(label_logits=100 * (target[0, :2].float() - 0.5), class_probs=None)
+    scored = case_result(output, region_batch(target), REGION_LOSS, original_dice)
+    (case_id, probabilities), *_ = asked
+    assert case_id == "a"
+    torch.testing.assert_close(probabilities, target[0, :2].float())
+    metrics = scores_of(scored, plan=make_plan()).metrics()
+    assert (metrics["val/dsc_original_1"], metrics["val/dsc_original_2"]) == (0.5, 0.25)
+    assert metrics["val/score"] == metrics["val/dsc_original"] == 0.375
+    assert metrics["val/dsc"] == 1
+
+
+def test_without_a_reference_on_the_original_grid_the_case_has_no_dice_there() -> None:
+    target = region_target((1, 1, 0), (1, 0, 0))
+    output = VolumeOutput(label_logits=100 * (target[0, :2].float() - 0.5), class_probs=None)
+    scored = case_result(output, region_batch(target), REGION_LOSS, lambda *_: None)
+    assert all(math.isnan(value) for value in scored.original_dice)
+    assert len(scored.original_dice) == 2
+
+
+def test_without_the_original_grid_nothing_is_logged_of_it(make_plan: Callable[..., Plan]) -> None:
+    metrics = scores_of(result("a", (0.8, 0.4)), plan=make_plan()).metrics()
+    assert not [name for name in metrics if "original" in name]

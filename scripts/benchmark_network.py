@@ -130,10 +130,10 @@ def made_plan(options: BenchmarkOptions) -> Plan:
 
 
 def _refuse_untrainable(plan: Plan) -> None:
-    if plan.regions or plan.ignore_label is not None or plan.prior_labels:
+    if plan.prior_labels:
         raise UserError(
-            "The plan has regions, an ignore label or a previous stage, which training does not support yet. "
-            "Measure a dataset with plain labels, or --input synthetic with --shape."
+            "The plan continues a previous stage, which training does not support yet. Measure another "
+            "configuration of the dataset, or --input synthetic with --shape."
         )
 
 
@@ -146,11 +146,15 @@ def synthetic_batch(work: NetworkWork, seed: int) -> Batch:
         return torch.randint(most, tuple(shape), generator=generator, device=work.device).to(dtype)
 
     shapes = output_shapes(plan, work.architecture.num_outputs)
+    marks_ignored = plan.ignore_label is not None
+    most, channels, kind = plan.num_labels + marks_ignored, 1, torch.int16
+    if plan.regions:
+        most, channels, kind = 2, len(plan.regions) + marks_ignored, torch.uint8
     image = torch.randn(size, plan.num_channels, *plan.patch, generator=generator, device=work.device)
     ones = torch.ones(size, device=work.device)
     return Batch(
         image=work.arranged(image),
-        label=tuple(whole_numbers(plan.num_labels, (size, 1, *shape), torch.int16) for shape in shapes),
+        label=tuple(whole_numbers(most, (size, channels, *shape), kind) for shape in shapes),
         class_target=whole_numbers(max(plan.num_classes, 1), (size,), torch.int64),
         case_weights=ones,
         case_ids=tuple(f"synthetic {place}" for place in range(size)),

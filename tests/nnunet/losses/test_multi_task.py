@@ -131,3 +131,39 @@ def test_balanced_weights_are_inverse_frequencies_with_mean_one_over_the_cases()
 def test_unknown_and_absent_classes_have_no_balanced_weight() -> None:
     assert balanced_class_weights([0, NO_CLASS, 1], 3) == pytest.approx((2 / 3, 2 / 3, 0.0))
     assert balanced_class_weights([NO_CLASS], 2) == (0.0, 0.0)
+
+
+def test_a_region_may_show_the_lesion() -> None:
+    coding = LabelCoding(num_labels=3, regions=((1, 2), (2,)))
+    loss = MultiTaskLoss(
+        (1.0, 1.0),
+        SegmentationLoss(coding=coding, batch_dice=False),
+        class_loss_weight=1.0,
+        lesion_free_weight=0.25,
+    )
+    output = ModelOutput(label_logits=(torch.zeros(1, 2, 1, 1, 2),), class_logits=torch.zeros(1, 2))
+    shown = torch.tensor([[1, 1], [0, 1]], dtype=torch.uint8).view(1, 2, 1, 1, 2)
+    batch = batch_of(NO_LESION, targets=(1,))
+    with_lesion, without = (
+        loss(output, replace(batch, label=(target,))).classification.item()
+        for target in (shown, shown * torch.tensor([1, 0], dtype=torch.uint8).view(1, 2, 1, 1, 1))
+    )
+    assert with_lesion == pytest.approx(math.log(2))
+    assert without == pytest.approx(0.25 * math.log(2))
+
+
+def test_a_patch_that_nobody_annotated_counts_like_a_case_without_a_mask() -> None:
+    loss = MultiTaskLoss(
+        (1.0, 1.0),
+        SegmentationLoss(coding=LabelCoding(num_labels=3, ignore_label=3), batch_dice=False),
+        class_loss_weight=1.0,
+        lesion_free_weight=0.25,
+    )
+    output = ModelOutput(label_logits=(torch.zeros(1, 3, 1, 1, 4),), class_logits=torch.zeros(1, 2))
+    nobody, somebody = label_of(3, 3, 3, 3), label_of(3, 0, 1, 3)
+    terms = loss(output, batch_of(nobody, targets=(1,)))
+    assert terms.classification.item() == pytest.approx(math.log(2))
+    assert terms.segmentation.item() == 0
+    assert loss(output, batch_of(somebody, targets=(1,))).classification.item() == pytest.approx(
+        0.25 * math.log(2)
+    )

@@ -337,7 +337,6 @@ def test_depth_and_smallest_map_limit_the_stages(data: Path, flags: list[str], s
     assert len(plan.stages) == stages
 
 
-@pytest.mark.flag("preprocess:config")
 def test_a_file_may_hold_options_and_the_command_line_wins(data: Path) -> None:
     file = data.parent / "run.toml"
     file.write_text('dtype = "float32"\ndim = 2\n')

@@ -91,15 +91,11 @@ def _targets(options: ConvertOptions) -> tuple[Target, ...]:
     if not options.src_dir.is_dir():
         raise UserError(f"--src_dir {options.src_dir} is not a folder.")
     name = f"{options.dataset_id:03d}_{options.dataset_name}"
-    roots = {
-        "nnunet": options.nnunet_dir / f"Dataset{name}",
-        "decathlon": options.nnunet_dir / DECATHLON_FOLDER / f"Task{name}",
-    }
-    targets = tuple(
-        Target(root=root, layout=layout)
-        for layout, root in (("nnunet", roots["nnunet"]), ("decathlon", roots["decathlon"]))
-        if options.layout in (layout, "both")
+    both = (
+        Target(root=options.nnunet_dir / f"Dataset{name}", layout="nnunet"),
+        Target(root=options.nnunet_dir / DECATHLON_FOLDER / f"Task{name}", layout="decathlon"),
     )
+    targets = tuple(target for target in both if options.layout in (target.layout, "both"))
     for target in targets:
         if target.root.exists():
             raise UserError(f"{target.root} is there already. Remove it, or choose another --dataset_id.")

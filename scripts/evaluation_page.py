@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet.evaluation.bootstrap import Resampling
-from nnunet.evaluation.classification import (
-    AreaUnderCurve,
-    ClassificationSummary,
-    auc_of_score,
-    summarise_classification,
-)
+from nnunet.evaluation.class_answers import PREDICTIONS_TABLE
+from nnunet.evaluation.classification import AreaUnderCurve, ClassificationSummary, auc_of_score
 from nnunet.evaluation.overlap import CaseOverlap, OverlapRules
 from nnunet.evaluation.pairing import Pairing, listed
 from nnunet.evaluation.report import Fact, Overlay, extreme_cases, interval_text, number_text
 from nnunet.evaluation.summary import SegmentationSummary
 from nnunet.evaluation.tables import read_class_names, read_class_predictions
+from scripts.class_evaluation import ClassAnswers, ClassResult, measure_classes
 from scripts.mask_pairs import References, draw_overlay
 from utils.contracts import NO_CLASS
 from utils.errors import DatasetError
 
-PREDICTIONS_FILE = "predictions.csv"
+PREDICTIONS_FILE = PREDICTIONS_TABLE
 CURVES = ("train/loss", "val/loss", "val/dsc", "val/macro_f1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassResult:
-    """The classification, and how well the predicted volume alone would do for two classes."""
-
-    summary: ClassificationSummary
-    volume_auroc: AreaUnderCurve | None
 
 
 def score_classes(
@@ -69,8 +58,15 @@ def score_classes(
     ]
     if (target == NO_CLASS).all():
         return None
-    summary = summarise_classification(target, np.stack(probs), class_names, resampling=resampling)
-    return ClassResult(summary=summary, volume_auroc=_volume_auroc(target, cases, len(class_names)))
+    answers = ClassAnswers(
+        class_names=class_names,
+        class_target=target,
+        predicted=np.stack(probs).argmax(axis=1),
+        class_probs=np.stack(probs),
+        volumes_ml=_predicted_volumes(cases),
+    )
+    result = measure_classes(answers, resampling)
+    return replace(result, volume_auroc=_volume_auroc(target, cases, len(class_names)))
 
 
 def report_facts(title: str, preds: Path, lbls: Path, cases: Sequence[CaseOverlap]) -> tuple[Fact, ...]:
@@ -118,7 +114,7 @@ def print_result(
     """The result on standard output, and where the report is."""
     console = Console()
     if segmentation:
-        console.print(_dice_table(segmentation))
+        print_overlap(segmentation)
     if classification:
         best = classification.best_baseline
         console.print(
@@ -128,7 +124,14 @@ def print_result(
             f"accuracy {classification.accuracy:.3f}",
             markup=False,
         )
+        if classification.collapse:
+            console.print(f"Warning: the classifier has collapsed: {classification.collapse}.", markup=False)
     console.print(f"Report: {report}", markup=False, soft_wrap=True)
+
+
+def print_overlap(segmentation: SegmentationSummary) -> None:
+    """The Dice of each structure and of the whole organ, on standard output."""
+    Console().print(_dice_table(segmentation))
 
 
 def _dice_table(segmentation: SegmentationSummary) -> Table:
@@ -136,7 +139,7 @@ def _dice_table(segmentation: SegmentationSummary) -> Table:
     for column in ("cases", "mean", "95 % interval", "median", "lowest"):
         table.add_column(column, justify="right")
     # With one label the whole organ is the same mask.
-    whole = (segmentation.whole_organ,) if len(segmentation.structures) > 1 else ()
+    whole = (segmentation.whole_organ,) if len(segmentation.structures) != 1 else ()
     for item in (*segmentation.structures, *whole):
         numbers = (item.mean_dice, item.median_dice, item.min_dice)
         mean, median, lowest = (number_text(number) for number in numbers)
@@ -161,3 +164,13 @@ def _volume_auroc(
     volumes = np.array([case.whole_organ.counts.n_pred * case.voxel_ml for case in cases])
     known = target != NO_CLASS
     return auc_of_score(target[known], volumes[known])
+
+
+def _predicted_volumes(cases: Sequence[CaseOverlap]) -> np.ndarray:
+    """(N, S) millilitres of each structure as predicted; of the whole organ where there is no structure."""
+    return np.array(
+        [
+            [item.counts.n_pred * case.voxel_ml for item in case.structures or (case.whole_organ,)]
+            for case in cases
+        ]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -49,7 +50,8 @@ def fit_temperature(class_target: np.ndarray, class_probs: np.ndarray) -> float:
         return float(nll_per_case(class_target, scaled).mean())
 
     bounds = (np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE))
-    return float(np.exp(minimize_scalar(mean_nll, bounds=bounds, method="bounded").x))
+    found: Any = minimize_scalar(mean_nll, bounds=bounds, method="bounded")
+    return float(np.exp(found.x))
 
 
 def scale_probabilities(class_probs: np.ndarray, temperature: float) -> np.ndarray:

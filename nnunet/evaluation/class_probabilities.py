@@ -121,14 +121,14 @@ def mean_auc(
     """The mean over classes that have one, plain or by `weights`; of two classes, that of the second."""
     if len(aucs) == 2:
         return aucs[1]
-    defined = [index for index, auc in enumerate(aucs) if auc.value is not None]
+    shares = [1.0] * len(aucs) if weights is None else weights
+    defined = [(auc.value, share) for auc, share in zip(aucs, shares, strict=True) if auc.value is not None]
     if not defined:
         return AreaUnderCurve(value=None, reason="no class has both positive and negative cases")
     missing = [name for name, auc in zip(class_names, aucs, strict=True) if auc.value is None]
     reason = f"mean of {len(defined)} of {len(aucs)} classes; undefined for {', '.join(missing)}"
-    shares = None if weights is None else [weights[index] for index in defined]
-    values = [aucs[index].value for index in defined]
-    return AreaUnderCurve(value=float(np.average(values, weights=shares)), reason=reason if missing else "")
+    values, kept = np.array(defined).T
+    return AreaUnderCurve(value=float(np.average(values, weights=kept)), reason=reason if missing else "")
 
 
 def expected_calibration_error(

@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from nnunet.evaluation.baselines import VolumeBaseline
 from nnunet.evaluation.bootstrap import DEFAULT_LEVEL, Interval
 from nnunet.evaluation.classification import AreaUnderCurve, ClassificationSummary
 from nnunet.evaluation.figures import Curve, dice_distribution_png, training_curve_png
@@ -64,8 +65,9 @@ class RankedCase:
 class ReportPage:
     """All that the report shows; what is absent is left out of the page.
 
-    `volume_auroc` is the AUROC of the predicted volume alone, for a dataset of two classes. `notes` are
-    warnings for the reader, such as cases without a prediction.
+    `volume_auroc` is the AUROC of the predicted volume alone, for a dataset of two classes; `volume` is
+    what a logistic regression on the predicted volumes scores out of fold. `notes` are warnings for the
+    reader, such as cases without a prediction.
     """
 
     title: str
@@ -74,6 +76,7 @@ class ReportPage:
     segmentation: SegmentationSummary | None = None
     classification: ClassificationSummary | None = None
     volume_auroc: AreaUnderCurve | None = None
+    volume: VolumeBaseline | None = None
     overlays: tuple[Overlay, ...] = ()
     curves: tuple[Curve, ...] = ()
 

@@ -29,6 +29,7 @@ METRIC_COLUMNS = (
     "missing_prediction",
 )
 PROBABILITY_PREFIX = "prob_"
+VOLUME_PREFIX = "volume_ml_"
 PREDICTED_COLUMN = "predicted_class"
 TIE_TOLERANCE = 1e-3  # a rounded table may show two equal probabilities where the model saw a winner
 
@@ -54,7 +55,7 @@ def write_overlap_table(path: Path, cases: Sequence[CaseOverlap]) -> None:
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """The classes of a predictions table, in the order of its probability columns."""
-    columns, _ = _read_rows(path)
+    columns, _ = read_rows(path)
     return tuple(
         name.removeprefix(PROBABILITY_PREFIX) for name in columns if name.startswith(PROBABILITY_PREFIX)
     )
@@ -66,7 +67,7 @@ def read_class_predictions(path: Path, class_names: Sequence[str]) -> ClassPredi
     Raises DatasetError with the line when a column is missing, a case occurs twice, a number does not parse,
     or `predicted_class` is not the most probable class.
     """
-    columns, rows = _read_rows(path)
+    columns, rows = read_rows(path)
     wanted = ["case", *(f"{PROBABILITY_PREFIX}{name}" for name in class_names)]
     if missing := [name for name in wanted if name not in columns]:
         raise DatasetError(f"{path} lacks the columns {missing}; it has {list(columns)}.")
@@ -83,7 +84,8 @@ def read_class_predictions(path: Path, class_names: Sequence[str]) -> ClassPredi
     return ClassPredictions(case_ids=tuple(case_ids), class_probs=probs)
 
 
-def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+def read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Column names and rows of a CSV file (comma or semicolon, with or without a byte-order mark)."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from nnunet.evaluation.classification import (
     auc_of_score,
     constant_baselines,
     expected_calibration_error,
+    summarise_classes,
     summarise_classification,
 )
 from utils.contracts import NO_CLASS
@@ -144,3 +145,64 @@ def test_scores_put_the_best_constant_beside_the_macro_f1() -> None:
     scores = {row.metric: row.value for row in summary.to_scores() if row.target == "class"}
     assert scores["macro_f1"] == 1
     assert scores["macro_f1_best_constant"] == pytest.approx(1 / 3)
+
+
+def test_classes_without_probabilities_leave_the_rest_undefined() -> None:
+    target, predicted = np.array([0, 1, NO_CLASS, 1]), np.array([0, 1, 1, 0])
+    plain = summarise_classes(target, predicted, "ab", resampling=FEW)
+    with_probs = summarise_classification(target, probabilities([0, 1, 1, 0], 2), "ab", resampling=FEW)
+    assert plain.confusion == with_probs.confusion
+    assert (plain.macro_f1, plain.num_unknown) == (with_probs.macro_f1, 1)
+    assert plain.intervals.macro_f1 == with_probs.intervals.macro_f1
+    assert plain.auroc.reason == "the predictions hold no probabilities"
+    assert np.isnan(plain.brier)
+    assert np.isnan(plain.intervals.brier.low)
+    assert plain.to_json()["nll"] is None
+
+
+def test_one_case_has_scores_but_no_intervals_and_no_auroc() -> None:
+    summary = summarise_classification(np.array([1]), np.array([[0.2, 0.8]]), "ab", resampling=FEW)
+    assert (summary.accuracy, summary.balanced_accuracy, summary.macro_f1) == (1.0, 1.0, 1.0)
+    assert summary.mcc.value is None
+    assert summary.lr_plus.reason == "no case of another class in the reference"
+    assert np.isnan(summary.intervals.accuracy.low)
+    assert summary.collapse == ""
+
+
+def test_a_summary_warns_of_a_collapse_with_and_without_probabilities() -> None:
+    target = np.repeat([0, 1, 2], 3)
+    assert summarise_classification(target, probabilities([1] * 9, 3), NAMES, resampling=FEW).collapse
+    assert summarise_classes(target, np.ones(9, int), NAMES, resampling=FEW).collapse
+    assert not summarise_classes(target, target, NAMES, resampling=FEW).collapse
+
+
+def test_the_floor_is_the_best_constant_of_every_score() -> None:
+    target = np.repeat([0, 1, 2], [9, 15, 12])
+    floor = summarise_classes(target, target, NAMES, resampling=FEW).floor()
+    assert floor["macro_f1"] == pytest.approx(0.1961, abs=1e-4)
+    assert floor["balanced_accuracy"] == pytest.approx(1 / 3)
+    shares = np.array([9, 15, 12]) / 36
+    assert floor["nll"] == pytest.approx(-(shares * np.log(shares)).sum())
+    assert floor["auroc"] == 0.5
+
+
+def test_reasons_stand_beside_numbers_that_do_not_exist() -> None:
+    summary = summarise_classification(np.array([0, 0]), probabilities([0, 0], 3), NAMES, resampling=FEW)
+    assert "no specificity" in " ".join(summary.per_class[0].reasons)
+    assert "no precision and no F1" in " ".join(summary.per_class[1].reasons)
+
+
+def test_an_unknown_predicted_class_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="outside 0 to 1"):
+        summarise_classes(np.array([0, 1]), np.array([0, 2]), "ab")
+
+
+def test_patients_widen_the_intervals_of_cases_that_repeat_each_other() -> None:
+    target, predicted = np.tile([0, 1], 20), np.repeat([0, 1, 0, 1], 10)
+    groups = tuple(str(index // 10) for index in range(40))
+    alone = summarise_classes(target, predicted, "ab", resampling=Resampling(num_resamples=400))
+    grouped = summarise_classes(
+        target, predicted, "ab", resampling=Resampling(num_resamples=400, groups=groups)
+    )
+    assert alone.accuracy == grouped.accuracy
+    assert alone.intervals.accuracy != grouped.intervals.accuracy

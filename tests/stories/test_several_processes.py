@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +25,27 @@ pytestmark = pytest.mark.story
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("speed/", "epoch_s", "train_s")
-FOUR_PER_STEP = {1: ["--batch_size", "4"], 2: ["--batch_size", "2"]}
+SAMPLES_PER_STEP = 8  # over all processes; a batch of one would draw a random number more for its share
 # Every sample is centred on foreground: the share is rounded per batch, and batches differ in size here.
-# Plain SGD, because Adam's first steps are signs of gradients, which rounding may turn. Dropout is drawn per
-# rank.
-EQUAL = ["--oversampling", "1", "--optimizer", "sgd", "--branch", "roi_pooled:dropout=0"]
+# Plain SGD, because Adam's first steps are signs of gradients, which rounding may turn. Dropout, and whether
+# the target guides the branch, is drawn per rank.
+EQUAL = ["--oversampling", "1", "--optimizer", "sgd", "--branch", "roi_pooled:dropout=0,target_share=0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Starts main.py in two processes, through Lightning, torchrun, or as srun would."""
+    """Starts main.py in `tasks` processes per node, through Lightning, torchrun, or as srun would."""
 
     data: Path
+    tasks: int = 2
+    nodes: int = 1
 
     def words(self, results: Path, *flags: str) -> list[str]:
         words = ["--exec_mode", "train", "--data", str(self.data), "--results", str(results), "--task", "500"]
-        words += ["--device", "cpu", "--gpus", "2", "--steps_per_epoch", "2", "--num_workers", "1"]
-        words += ["--schedule", "constant", "--overlap", "0", "--epochs", "2", *FOUR_PER_STEP[2], *EQUAL]
-        return [*words, *flags]
+        words += ["--device", "cpu", "--gpus", str(self.tasks), "--nodes", str(self.nodes)]
+        words += ["--steps_per_epoch", "2", "--num_workers", "1", "--schedule", "constant", "--overlap", "0"]
+        words += ["--epochs", "2", "--batch_size", str(SAMPLES_PER_STEP // (self.tasks * self.nodes))]
+        return [*words, *EQUAL, *flags]
 
     def by_lightning(self, results: Path, *flags: str) -> str:
         return finish([start([str(ROOT / "main.py"), *self.words(results, *flags)])])
@@ -52,11 +55,15 @@ class Launch:
         return finish([start([*words, str(ROOT / "main.py"), *self.words(results, *flags)])])
 
     def by_srun(self, results: Path, *flags: str) -> str:
-        common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-        common |= {"SLURM_JOB_NAME": "train", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        world_size = self.tasks * self.nodes
+        common = {"SLURM_NTASKS": world_size, "SLURM_NTASKS_PER_NODE": self.tasks, "SLURM_NNODES": self.nodes}
+        common |= {"SLURM_JOB_NAME": "train", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        places = [
+            {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % self.tasks, "SLURM_NODEID": rank // self.tasks}
+            for rank in range(world_size)
+        ]
         words = [str(ROOT / "main.py"), *self.words(results, *flags)]
-        ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-        return finish([start(words, common | rank) for rank in ranks])
+        return finish([start(words, common | place) for place in places])
 
 
 def free_port() -> int:
@@ -65,16 +72,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(words: list[str], variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(words: list[str], variables: dict[str, str | int] | None = None) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    environment |= {"OMP_NUM_THREADS": "1", **(variables or {})}
+    environment |= {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in (variables or {}).items()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([sys.executable, *words], env=environment, text=True, **pipes)
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> str:
     try:
-        texts = [process.communicate(timeout=120)[0] for process in processes]
+        texts = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -104,7 +111,7 @@ def launch(phantom: "Phantom") -> Launch:
 def alone(run_options: Callable[..., RunOptions], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with the same four samples per step."""
     results = tmp_path_factory.mktemp("alone")
-    train.run(run_options(results, *FOUR_PER_STEP[1], *EQUAL))
+    train.run(run_options(results, "--batch_size", str(SAMPLES_PER_STEP), *EQUAL))
     return results
 
 
@@ -116,8 +123,25 @@ def two(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-def test_two_processes_end_with_the_weights_of_one(alone: Path, two: Path) -> None:
-    ours, theirs = weights_of(two), weights_of(alone)
+@pytest.fixture(scope="module")
+def four(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four processes on two nodes, started as srun would."""
+    results = tmp_path_factory.mktemp("four")
+    replace(launch, nodes=2).by_srun(results)
+    return results
+
+
+@pytest.fixture(params=["two", "four"])
+def several(request: pytest.FixtureRequest) -> Path:
+    """Two or four processes; of the three cases that are held out the second, or the fourth, has fewer."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.flag("gpus")
+@pytest.mark.flag("nodes")
+@pytest.mark.flag("device")
+def test_several_processes_end_with_the_weights_of_one(alone: Path, several: Path) -> None:
+    ours, theirs = weights_of(several), weights_of(alone)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(
@@ -125,15 +149,16 @@ def test_two_processes_end_with_the_weights_of_one(alone: Path, two: Path) -> No
         )
 
 
-def test_two_processes_report_once_and_what_one_does(alone: Path, two: Path) -> None:
-    assert len([line for line in read_log(two / "logs.json") if line.get("step") == "PARAMETER"]) == 1
-    ours, theirs = logged(two), logged(alone)
+def test_several_processes_report_once_and_what_one_does(alone: Path, several: Path) -> None:
+    steps = [line["step"] for line in read_log(several / "logs.json") if line["type"] == "LOG"]
+    assert steps == ["PARAMETER", [0], [1], []]
+    ours, theirs = logged(several), logged(alone)
     assert len(ours) == len(theirs) == 2
     for line, expected in zip(ours, theirs, strict=True):
         # Dice moves by whole voxels of a mask, the rest by rounding.
         assert line == {name: pytest.approx(value, rel=2e-3, abs=1e-6) for name, value in expected.items()}
-    assert {path.name for path in two.iterdir()} == {path.name for path in alone.iterdir()}
-    metrics, expected = (read_json(folder / "final_metrics.json") for folder in (two, alone))
+    assert {path.name for path in several.iterdir()} == {path.name for path in alone.iterdir()}
+    metrics, expected = (read_json(folder / "final_metrics.json") for folder in (several, alone))
     assert metrics["num_cases"] == expected["num_cases"] == 3
     assert metrics["dsc_mean"] == pytest.approx(expected["dsc_mean"], rel=2e-3)
 

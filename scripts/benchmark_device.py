@@ -112,3 +112,18 @@ def memory_now(device: str) -> NetworkMemory:
         peak_reserved=torch.cuda.max_memory_reserved() / MB,
         in_use=(total - free) / MB,
     )
+
+
+def largest_memory(found: Sequence[NetworkMemory]) -> NetworkMemory:
+    """The largest of each figure over the processes; `in_use` counts all that share a device."""
+
+    def largest(name: str) -> float | None:
+        known = [value for one in found if (value := getattr(one, name)) is not None]
+        return max(known, default=None)
+
+    return NetworkMemory(
+        peak_resident=max(one.peak_resident for one in found),
+        peak_allocated=largest("peak_allocated"),
+        peak_reserved=largest("peak_reserved"),
+        in_use=largest("in_use"),
+    )

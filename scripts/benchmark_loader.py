@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,25 +11,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_loading.augmentations.base import Augmentation
-from data_loading.catalogue import Entry, build_catalogue
+from data_loading.catalogue import Entry
 from data_loading.loader import Shard, TrainingLoader
 from data_loading.patches import SamplingRule
-from data_loading.recipes import build_recipe
-from data_loading.residency import choose_residency, free_bytes, volume_bytes
 from data_loading.sources import SourceSettings, WindowSource
-from data_loading.targets import TargetRule, target_rule
-from nnunet.network import output_shapes
-from nnunet.training.trainer import choose_machine
+from data_loading.targets import TargetRule
 from scripts import benchmark_record as records
+from scripts.assemble import build_training_loader
 from scripts.benchmark_meter import metered
 from scripts.benchmark_operators import operator_costs
-from scripts.fold_data import prepared_folder, read_fold
+from scripts.benchmark_processes import ALONE, Team, machine_of, run_options_of
+from scripts.fold_data import FoldCases, prepared_folder, read_fold
+from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
 from scripts.trained_plan import architecture_of, trained_plan
-from utils.contracts import Batch, Plan, PreprocessedCase
+from utils.contracts import Batch, Plan
 from utils.errors import UserError
 from utils.prepared_folder import list_prepared, read_plan
-from utils.run_log import say
 from utils.timing import waiter
 from utils.usage import Usage, peak_resident_bytes, usage_now
 
@@ -65,88 +62,79 @@ class LoaderWork:
 
 def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
     """The options resolved as training resolves them; patches to predict are not augmented."""
-    plan, cases = cases_of(options)
-    entries = build_catalogue(cases, plan)
-    machine = choose_machine(options.device, gpus=1, nodes=1)
-    residency = choose_residency(
-        options.residency, volume_bytes=volume_bytes(entries), free_bytes=free_bytes()
-    )
-    has_gpu = machine.device == "cuda"
+    fold = cases_of(options)
     is_prediction = options.mode == "predict"
     batches = options.test_batches if is_prediction else options.train_batches
-    outputs = architecture_of(options.network, plan).num_outputs
+    wanted = run_options_of(options, options.warmup + options.repeats * batches)
+    if is_prediction:
+        wanted = replace(wanted, loader=replace(wanted.loader, augment=("none",)))
+    machine = machine_of(options)
+    outputs = architecture_of(options.network, fold.plan).num_outputs
+    loader = build_training_loader(wanted, fold, outputs, shard_of(wanted, machine))
     return LoaderWork(
-        plan=plan,
-        entries=entries,
-        rule=SamplingRule(
-            patch=plan.patch,
-            batch_size=plan.batch_size if options.batch_size is None else options.batch_size,
-            world_size=1,
-            steps_per_epoch=options.warmup + options.repeats * batches,
-            foreground_share=options.oversampling,
-            seed=options.seed,
-        ),
-        recipe=build_recipe(("none",) if is_prediction else options.aug, plan),
-        targets=target_rule(plan, output_shapes(plan, outputs)),
-        shard=Shard(
-            device_id=0 if has_gpu else None,
-            num_threads=min(options.num_workers, os.cpu_count() or 1),
-            prefetch=options.prefetch,
-            on_host=options.augment_in == "host" or (options.augment_in == "auto" and not has_gpu),
-            in_memory=residency.in_memory,
-        ),
+        plan=fold.plan,
+        entries=loader.entries,
+        rule=loader.rule,
+        recipe=loader.recipe,
+        targets=loader.targets,
+        shard=loader.shard,
         device=machine.device,
     )
 
 
-def cases_of(options: BenchmarkOptions) -> tuple[Plan, tuple[PreprocessedCase, ...]]:
-    """The folder's plan with the patch and the channels that were asked for, and its cases, or a fold's."""
+def cases_of(options: BenchmarkOptions) -> FoldCases:
+    """The folder's cases, or a fold's, and its plan with the patch and the stages that were asked for."""
     where = RunOptions(data=options.data, task=options.task, dim=options.dim, fold=options.fold or 0)
     if options.fold is not None:
-        fold = read_fold(where)
-        plan, cases = fold.plan, fold.training
+        found = replace(read_fold(where), validation=(), folds=())
     else:
         folder = prepared_folder(where)
         plan, cases = read_plan(folder), list_prepared(folder)
+        found = FoldCases(folder=folder, plan=plan, training=cases, validation=(), folds=())
+    plan = found.plan
     if options.patch is not None:
         if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):
             raise UserError(f"--patch {options.patch} does not fit the plan, whose patch is {plan.patch}.")
         plan = replace(plan, patch=options.patch)
-    return trained_plan(plan, options.network), cases
+    return replace(found, plan=trained_plan(plan, options.network))
 
 
 @dataclass(slots=True)
 class Measured:
     """The clock's readings."""
 
+    processes: int = 1
     first_batch_s: float = 0.0
-    laps_s: list[float] = field(default_factory=list)  # one per batch
+    laps_s: list[list[float]] = field(default_factory=list)  # one per batch of each repeat
     repeats: list[Usage] = field(default_factory=list)
     voxel_bytes: int = 0  # per batch
+    peak_mb: float = 0.0  # of the largest process
     device_mb: float | None = None
 
 
-def measure(options: BenchmarkOptions) -> records.LoaderRecord:
+def measure(options: BenchmarkOptions, team: Team = ALONE) -> records.LoaderRecord:
     """Take batches and do nothing with them; with --operators the cost of every part as well."""
     work = plan_of_work(options)
-    record = _measure(work, options)
+    if options.operators and work.shard.resident is not None:
+        raise UserError("--operators measures reading on the host. Add --residency memory.")
+    record = _measure(work, options, team)
     return replace(record, operators=operator_costs(work)) if options.operators else record
 
 
-def _measure(work: LoaderWork, options: BenchmarkOptions) -> records.LoaderRecord:
+def _measure(work: LoaderWork, options: BenchmarkOptions, team: Team) -> records.LoaderRecord:
     loader = work.loader()
     try:
-        measured = _take(loader, work, options)
+        measured = _take(loader, work, options, team)
     finally:
         loader.close()
-    peak_mb = peak_resident_bytes() / MB  # before anything else is allocated
+    measured.peak_mb = peak_resident_bytes() / MB  # before anything else is allocated
     per_repeat = options.train_batches * work.rule.batch_size
     first = options.warmup * work.rule.batch_size
     counted = range(first, first + min(per_repeat * options.repeats, COUNTED_SAMPLES))
-    return _record(work, options, measured, peak_mb=peak_mb, cut=_bytes_cut(work, counted))
+    return _record(work, options, pooled(team.gather(measured)), cut=_bytes_cut(work, counted))
 
 
-def _take(loader: TrainingLoader, work: LoaderWork, options: BenchmarkOptions) -> Measured:
+def _take(loader: TrainingLoader, work: LoaderWork, options: BenchmarkOptions, team: Team) -> Measured:
     wait, measured = waiter(work.device), Measured()
     started = time.perf_counter()
     batches = iter(loader)
@@ -158,21 +146,55 @@ def _take(loader: TrainingLoader, work: LoaderWork, options: BenchmarkOptions) -
         next(batches)
     for number in range(options.repeats):
         wait()
+        team.wait()
         before = lap = usage_now()
-        last_s = lap.wall_s
+        last_s, laps_s = lap.wall_s, []
         for _ in range(options.train_batches):
             next(batches)
             now_s = time.perf_counter()
-            measured.laps_s.append(now_s - last_s)
+            laps_s.append(now_s - last_s)
             last_s = now_s
         wait()  # the GPU may still be at work on the last batch
+        measured.laps_s.append(laps_s)
         measured.repeats.append(usage_now().since(before))
-        rate = options.train_batches * work.rule.batch_size / measured.repeats[-1].wall_s
-        say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
+        rate = options.train_batches * work.rule.batch_size * team.size / measured.repeats[-1].wall_s
+        team.say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
     if work.device != "cpu":
         free, total = torch.cuda.mem_get_info()
         measured.device_mb = (total - free) / MB
     return measured
+
+
+def pooled(found: Sequence[Measured]) -> Measured:
+    """All processes as one: the clock of the slowest in each repeat, the work of all together."""
+    if len(found) == 1:
+        return found[0]
+    repeats = list(zip(*(one.repeats for one in found), strict=True))
+    slowest = [max(range(len(found)), key=lambda rank, used=used: used[rank].wall_s) for used in repeats]
+    devices = [one.device_mb for one in found if one.device_mb is not None]
+    return Measured(
+        processes=len(found),
+        first_batch_s=max(one.first_batch_s for one in found),
+        laps_s=[found[rank].laps_s[number] for number, rank in enumerate(slowest)],
+        repeats=[_pooled_usage(used) for used in repeats],
+        voxel_bytes=sum(one.voxel_bytes for one in found),
+        peak_mb=max(one.peak_mb for one in found),
+        device_mb=max(devices, default=None),
+    )
+
+
+def _pooled_usage(used: Sequence[Usage]) -> Usage:
+    def total(counts: Sequence[int | None]) -> int | None:
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    return Usage(
+        wall_s=max(one.wall_s for one in used),
+        process_s=sum(one.process_s for one in used),
+        machine_s=max(one.machine_s for one in used),
+        device_bytes=total([one.device_bytes for one in used]),
+        call_bytes=total([one.call_bytes for one in used]),
+    )
 
 
 def _voxel_bytes(batch: Batch) -> int:
@@ -189,29 +211,30 @@ def _bytes_cut(work: LoaderWork, samples: Sequence[int]) -> float:
 
 
 def _record(
-    work: LoaderWork, options: BenchmarkOptions, measured: Measured, *, peak_mb: float, cut: float
+    work: LoaderWork, options: BenchmarkOptions, measured: Measured, *, cut: float
 ) -> records.LoaderRecord:
-    per_repeat = options.train_batches * work.rule.batch_size
+    per_batch = work.rule.batch_size * measured.processes
+    per_repeat = options.train_batches * per_batch
     rates = [per_repeat / used.wall_s for used in measured.repeats]
     return records.LoaderRecord(
         schema=records.SCHEMA,
         mode=options.mode,
         machine=records.machine_record(torch.cuda.get_device_name() if work.device != "cpu" else None),
         options=records.portable_options(options),
-        settings=_settings(work),
+        settings=_settings(work, measured.processes),
         first_batch_s=measured.first_batch_s,
         patches_per_s=records.Spread(
             min=min(rates), median=median(rates), max=max(rates), repeats=tuple(rates)
         ),
-        ms_per_batch=records.batch_times(measured.laps_s),
-        delivered_mb_per_s=median(rates) / work.rule.batch_size * measured.voxel_bytes / MB,
+        ms_per_batch=records.batch_times([lap for laps in measured.laps_s for lap in laps]),
+        delivered_mb_per_s=median(rates) / per_batch * measured.voxel_bytes / MB,
         bytes_per_patch=records.Reads(
             cut=cut,
             from_device=_per_patch([used.device_bytes for used in measured.repeats], per_repeat),
             by_calls=_per_patch([used.call_bytes for used in measured.repeats], per_repeat),
         ),
         processor=_processor(measured.repeats, per_repeat),
-        memory_mb=records.Memory(peak_resident=peak_mb, device_in_use=measured.device_mb),
+        memory_mb=records.Memory(peak_resident=measured.peak_mb, device_in_use=measured.device_mb),
     )
 
 
@@ -232,7 +255,7 @@ def _per_patch(counted: Sequence[int | None], patches_per_repeat: int) -> float 
     return sum(known) / (patches_per_repeat * len(counted)) if complete else None
 
 
-def _settings(work: LoaderWork) -> records.Settings:
+def _settings(work: LoaderWork, processes: int) -> records.Settings:
     source = work.source(work.recipe, on_host=work.shard.on_host)
     mixed = 0 < source.num_on_host < len(work.recipe)
     place = "host, then graph" if mixed else "host" if source.is_finished else "graph"
@@ -252,4 +275,7 @@ def _settings(work: LoaderWork) -> records.Settings:
         num_workers=work.shard.num_threads,
         prefetch=work.shard.prefetch,
         device=work.device,
+        processes=processes,
+        on_device=work.shard.resident is not None,
+        layout="NDHWC" if work.shard.channels_last else "NCDHW",
     )

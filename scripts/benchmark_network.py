@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_preprocessing.planning import Grid, PlannerOptions, fit_patch
 from data_preprocessing.topology import total_stride
+from nnunet.layout import arrange
 from nnunet.network import Architecture, MultiTaskUNet, output_shapes
 from nnunet.precision import half_type
-from nnunet.training.trainer import choose_machine, precision_of
+from nnunet.training.trainer import precision_of
 from scripts.benchmark_device import MS_PER_S, arithmetic_of, matrix_peaks
 from scripts.benchmark_loader import LoaderWork, cases_of, plan_of_work
+from scripts.benchmark_options import SYNTHETIC
+from scripts.benchmark_processes import Team, machine_of
 from scripts.benchmark_result import Arithmetic, NetworkSettings
+from scripts.fold_data import FoldCases
 from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, IntensityStats, ModelOutput, Plan, Shape
 from utils.errors import EnvironmentFault, UserError
@@ -30,14 +34,13 @@ if TYPE_CHECKING:
 
 MANY_VOXELS = 1e12  # a data set large enough not to limit the batch
 NO_STATS = IntensityStats(mean=0.0, std=1.0, median=0.0, min=0.0, max=0.0, low=0.0, high=0.0)
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NetworkWork:
     """A network on its device, and how it computes; `loader` is None with synthetic input."""
 
-    plan: Plan
+    fold: FoldCases  # a plan that was made has no cases
     architecture: Architecture
     network: MultiTaskUNet
     batch_size: int
@@ -46,6 +49,11 @@ class NetworkWork:
     channels_last: bool
     loader: LoaderWork | None
 
+    @property
+    def plan(self) -> Plan:
+        """The plan that is trained."""
+        return self.fold.plan
+
     def autocast(self) -> torch.autocast:
         """As Lightning's mixed precision does it, without the cache of casted weights."""
         return torch.autocast(
@@ -53,7 +61,7 @@ class NetworkWork:
         )
 
     def arranged(self, image: Tensor) -> Tensor:
-        """(B, C, D, H, W) in the order of axes that is measured."""
+        """(B, C, D, H, W) in the order of axes that the loader would deliver."""
         if not self.channels_last:
             return image
         return image.contiguous(memory_format=torch.channels_last_3d)
@@ -61,38 +69,38 @@ class NetworkWork:
 
 def network_work(options: BenchmarkOptions) -> NetworkWork:
     """The plan, and the network that training would build for it, on the device."""
-    plan = _plan(options)
+    fold = _cases(options)
+    plan = fold.plan
     _refuse_untrainable(plan)
-    device = choose_machine(options.device, gpus=1, nodes=1).device
+    device = machine_of(options).device
     torch.manual_seed(options.seed)
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # as the trainer does
     architecture = architecture_of(options.network, plan)
-    network = MultiTaskUNet(plan, architecture).to(device)
-    channels_last = options.network.layout == "NDHWC"
-    if channels_last:
-        network = network.to(memory_format=CHANNELS_LAST[network.dims])  # pyright: ignore[reportCallIssue]
+    network = arrange(MultiTaskUNet(plan, architecture).to(device), options.network.layout)
     is_real = options.input == "real"
+    batch_size = options.loader.batch_size
     return NetworkWork(
-        plan=plan,
+        fold=fold,
         architecture=architecture,
         network=network,
-        batch_size=plan.batch_size if options.batch_size is None else options.batch_size,
+        batch_size=plan.batch_size if batch_size is None else batch_size,
         device=device,
         half=half_type(device) if precision_of(device, amp=options.amp) != "32-true" else None,
-        channels_last=channels_last,
+        channels_last=options.network.layout == "NDHWC",
         loader=plan_of_work(options) if is_real else None,
     )
 
 
-def _plan(options: BenchmarkOptions) -> Plan:
+def _cases(options: BenchmarkOptions) -> FoldCases:
     if options.shape is not None:
-        return trained_plan(made_plan(options), options.network)
-    plan, _ = cases_of(options)
-    divisor = total_stride(plan.stages)
-    if any(edge % step for edge, step in zip(plan.patch, divisor, strict=True)):
-        raise UserError(f"--patch {plan.patch} has to be a multiple of {divisor}, the plan's total stride.")
-    return plan
+        plan = trained_plan(made_plan(options), options.network)
+        return FoldCases(folder=SYNTHETIC, plan=plan, training=(), validation=(), folds=())
+    fold = cases_of(options)
+    patch, divisor = fold.plan.patch, total_stride(fold.plan.stages)
+    if any(edge % step for edge, step in zip(patch, divisor, strict=True)):
+        raise UserError(f"--patch {patch} has to be a multiple of {divisor}, the plan's total stride.")
+    return fold
 
 
 def made_plan(options: BenchmarkOptions) -> Plan:
@@ -171,7 +179,7 @@ def batches_of(work: NetworkWork, seed: int) -> Iterator[Iterator[Batch]]:
         return
     loader = work.loader.loader()
     try:
-        yield (replace(batch, image=work.arranged(batch.image)) for batch in loader)
+        yield iter(loader)
     finally:
         loader.close()
 
@@ -219,7 +227,7 @@ def arithmetic(work: NetworkWork, mean_ms: float, *, is_training: bool) -> Arith
     return Arithmetic(operations=operations, tflops=tflops, peaks=peaks, share_of_peak=tflops / peak)
 
 
-def settings_of(work: NetworkWork, options: BenchmarkOptions) -> NetworkSettings:
+def settings_of(work: NetworkWork, options: BenchmarkOptions, team: Team) -> NetworkSettings:
     """What the options came to."""
     plan = work.plan
     strides: tuple[Shape, ...] = tuple(stage.stride for stage in plan.stages)
@@ -243,4 +251,6 @@ def settings_of(work: NetworkWork, options: BenchmarkOptions) -> NetworkSettings
         layout=options.network.layout,
         compiled=options.compile,
         device=work.device,
+        norm=options.network.norm,
+        processes=team.size,
     )

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from scripts import benchmark_record as records
-from scripts.benchmark_device import DeviceClock, forget_peak_memory, memory_now
-from scripts.benchmark_loader import cases_of
+from scripts.benchmark_device import DeviceClock, forget_peak_memory, largest_memory, memory_now
 from scripts.benchmark_network import (
     NetworkWork,
     arithmetic,
@@ -25,16 +25,17 @@ from scripts.benchmark_network import (
     network_work,
     settings_of,
 )
-from scripts.benchmark_result import NvidiaPrediction, PredictRecord, VolumeSpeed
-from utils.contracts import Batch, ModelOutput, Plan, Shape
-from utils.run_log import say
+from scripts.benchmark_processes import ALONE, Team
+from scripts.benchmark_result import NetworkMemory, NvidiaPrediction, PredictRecord, VolumeSpeed
+from scripts.fold_data import FoldCases
+from utils.contracts import Batch, ModelOutput, Shape
+from utils.errors import UserError
 from utils.storage import read_array
 from utils.timing import summarise
 
 if TYPE_CHECKING:
     from scripts.benchmark_options import BenchmarkOptions
 
-OVERLAP = 0.5  # of neighbouring windows, nnU-Net's and our own default
 SLICES = 16  # of a synthetic volume for a patch of one slice
 
 Forward = Callable[[Tensor], ModelOutput]
@@ -48,17 +49,52 @@ class Passes:
     laps_s: tuple[float, ...]  # from the end of one pass to the end of the next
 
 
-def measure(options: BenchmarkOptions) -> PredictRecord:
-    """Patches first, whole volumes second; then operations and the device's peak."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volumes:
+    """Whole volumes, as one process measured them."""
+
+    mirror: bool
+    voxels: tuple[int, ...]  # of each volume
+    laps_s: tuple[float, ...]  # seconds for all of them, of each repeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one process measured."""
+
+    first_pass_s: float
+    passes: tuple[Passes, ...]
+    volumes: tuple[Volumes, ...]
+    memory: NetworkMemory
+
+
+def measure(options: BenchmarkOptions, team: Team = ALONE) -> PredictRecord:
+    """Patches first, whole volumes second; then operations and the device's peak.
+
+    Every process of a team predicts its own share; nothing passes between them.
+    """
     work = network_work(options)
     work.network.eval()
     forward = forward_of(work.network, is_compiled=options.compile)
-    with batches_of(work, options.seed) as batches:
-        first_s, passes = _pass_patches(work, forward, batches, options)
-    volumes = _volumes(work.plan, options)
-    speeds = tuple(_whole_volumes(work, forward, volumes, options, mirror=mirror) for mirror in (False, True))
-    memory = memory_now(work.device)
-    rates = tuple(len(p.laps_s) * work.batch_size / p.wall_s for p in passes)
+    scans = _scans(work.fold, options, team)
+    with batches_of(work, options.seed + team.rank) as batches:
+        first_s, passes = _pass_patches(work, forward, batches, options, team)
+    volumes = tuple(
+        _whole_volumes(work, forward, scans, options, mirror=mirror, team=team) for mirror in (False, True)
+    )
+    measured = Measured(first_pass_s=first_s, passes=passes, volumes=volumes, memory=memory_now(work.device))
+    return _record(work, options, team.gather(measured), team)
+
+
+def _record(
+    work: NetworkWork, options: BenchmarkOptions, found: Sequence[Measured], team: Team
+) -> PredictRecord:
+    repeats = zip(*(one.passes for one in found), strict=True)
+    passes, per_pass = (
+        [max(repeat, key=lambda p: p.wall_s) for repeat in repeats],
+        work.batch_size * team.size,
+    )
+    rates = tuple(len(p.laps_s) * per_pass / p.wall_s for p in passes)
     times = records.batch_times([lap for p in passes for lap in p.laps_s])
     gpu = torch.cuda.get_device_name() if work.device == "cuda" else None
     return PredictRecord(
@@ -66,23 +102,38 @@ def measure(options: BenchmarkOptions) -> PredictRecord:
         mode=options.mode,
         machine=records.machine_record(gpu),
         options=records.portable_options(options),
-        settings=settings_of(work, options),
-        first_pass_s=first_s,
+        settings=settings_of(work, options, team),
+        first_pass_s=max(one.first_pass_s for one in found),
         patches_per_s=records.Spread(min=min(rates), median=median(rates), max=max(rates), repeats=rates),
         ms_per_pass=times,
         arithmetic=arithmetic(work, times.mean, is_training=False),
-        overlap=OVERLAP,
+        overlap=options.overlap,
         windows_at_once=options.val_batch_size,
-        whole_volumes=speeds,
-        memory_mb=memory,
-        nvidia=nvidia_prediction(passes, work.batch_size),
+        whole_volumes=tuple(map(volume_speed, zip(*(one.volumes for one in found), strict=True))),
+        memory_mb=largest_memory([one.memory for one in found]),
+        nvidia=nvidia_prediction(found[0].passes, per_pass),
+    )
+
+
+def volume_speed(found: Sequence[Volumes]) -> VolumeSpeed:
+    """The speed of all processes together, each of which predicted as many volumes as the others."""
+    count = len(found[0].voxels)
+    sizes = [voxels for one in found for voxels in one.voxels]
+    laps = [max(repeat) for repeat in zip(*(one.laps_s for one in found), strict=True)]
+    voxels, seconds = round(sum(sizes) / len(sizes)), median(laps) / count
+    return VolumeSpeed(
+        tta=found[0].mirror,
+        volumes=len(sizes),
+        voxels=voxels,
+        seconds_per_volume=seconds,
+        voxels_per_s=voxels * len(found) / seconds,
     )
 
 
 @torch.inference_mode()
 def _pass_patches(
-    work: NetworkWork, forward: Forward, batches: Iterator[Batch], options: BenchmarkOptions
-) -> tuple[float, list[Passes]]:
+    work: NetworkWork, forward: Forward, batches: Iterator[Batch], options: BenchmarkOptions, team: Team
+) -> tuple[float, tuple[Passes, ...]]:
     """The seconds of the first pass, and the timed ones."""
     clock, passes = DeviceClock(work.device), []
     with work.autocast():
@@ -95,6 +146,7 @@ def _pass_patches(
         forget_peak_memory(work.device)
         for number in range(options.repeats):
             clock.wait()
+            team.wait()
             started = time.perf_counter()
             ends = [clock.mark()]
             for _ in range(options.test_batches):
@@ -105,16 +157,19 @@ def _pass_patches(
             seconds = clock.seconds(ends)
             laps = tuple(end - before for before, end in zip(seconds, seconds[1:], strict=False))
             passes.append(Passes(wall_s=wall_s, laps_s=laps))
-            rate = options.test_batches * work.batch_size / wall_s
-            say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
-    return first_s, passes
+            rate = options.test_batches * work.batch_size * team.size / wall_s
+            team.say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
+    return first_s, tuple(passes)
 
 
-def nvidia_prediction(passes: Sequence[Passes], batch_size: int) -> NvidiaPrediction:
-    """NVIDIA's definition: differences of consecutive ends of passes; a stretch of one has its own."""
+def nvidia_prediction(passes: Sequence[Passes], per_pass: int) -> NvidiaPrediction:
+    """NVIDIA's definition: differences of consecutive ends of passes; a stretch of one has its own.
+
+    `per_pass` are the patches of all processes in one pass.
+    """
     laps = summarise([lap for p in passes for lap in (p.laps_s[1:] or p.laps_s)])
     return NvidiaPrediction(
-        throughput_predict=batch_size / laps.mean_s,
+        throughput_predict=per_pass / laps.mean_s,
         latency_predict_mean=laps.mean_s * records.MS_PER_S,
         latency_predict_90=laps.p90_s * records.MS_PER_S,
         latency_predict_95=laps.p95_s * records.MS_PER_S,
@@ -128,51 +183,53 @@ def synthetic_shape(patch: Shape) -> Shape:
     return (SLICES, height, width) if depth == 1 else (2 * depth, 2 * height, 2 * width)
 
 
-def _volumes(plan: Plan, options: BenchmarkOptions) -> list[np.ndarray]:
-    """(C, D, H, W) in host memory: the folder's first cases by name, or one of random voxels."""
+def _scans(fold: FoldCases, options: BenchmarkOptions, team: Team) -> list[np.ndarray]:
+    """(C, D, H, W) in host memory: this process's first cases by name, or one volume of random voxels."""
     if options.input == "real":
-        _, cases = cases_of(options)
-        return [np.asarray(read_array(case.image), np.float32) for case in cases[: options.volumes]]
-    shape = options.volume or synthetic_shape(plan.patch)
-    random = np.random.default_rng(options.seed)
-    return [random.standard_normal((plan.num_channels, *shape), dtype=np.float32)]
+        cases, count = fold.training, min(options.volumes, len(fold.training) // team.size)
+        if not count:
+            raise UserError(f"{team.size} processes need a whole case each, and there are {len(cases)}.")
+        own = cases[team.rank :: team.size][:count]
+        return [np.asarray(read_array(case.image), np.float32) for case in own]
+    shape = options.volume or synthetic_shape(fold.plan.patch)
+    random = np.random.default_rng(options.seed + team.rank)
+    return [random.standard_normal((fold.plan.num_channels, *shape), dtype=np.float32)]
 
 
 def _whole_volumes(
     work: NetworkWork,
     forward: Forward,
-    volumes: Sequence[np.ndarray],
+    scans: Sequence[np.ndarray],
     options: BenchmarkOptions,
     *,
     mirror: bool,
-) -> VolumeSpeed:
+    team: Team,
+) -> Volumes:
     """Every volume once without the clock, then with it, as often as there are repeats."""
     rule = WindowRule(
-        patch=work.plan.patch, overlap=OVERLAP, batch_size=options.val_batch_size, mirror=mirror
+        patch=work.plan.patch,
+        overlap=options.overlap,
+        batch_size=options.val_batch_size,
+        mirror=mirror,
+        coding=LabelCoding.of_plan(work.plan),
     )
     device, is_half = torch.device(work.device), work.half is not None
     laps = []
     for number in range(1 + options.repeats):
+        team.wait()
         started = time.perf_counter()
-        for place, volume in enumerate(volumes):
+        for place, scan in enumerate(scans):
             # It returns arrays on the host, so the device has finished.
             predict_case(
-                lambda windows: forward(work.arranged(windows)),
-                volume,
+                forward,
+                scan,
                 rule,
                 case_id=str(place),
                 device=device,
                 amp=is_half,
             )
         if number:
-            laps.append((time.perf_counter() - started) / len(volumes))
-    voxels = round(sum(volume[0].size for volume in volumes) / len(volumes))
-    seconds = median(laps)
-    say(f"Whole volume{', mirrored views' if mirror else ''}: {seconds:.2f} s")
-    return VolumeSpeed(
-        tta=mirror,
-        volumes=len(volumes),
-        voxels=voxels,
-        seconds_per_volume=seconds,
-        voxels_per_s=voxels / seconds,
-    )
+            laps.append(time.perf_counter() - started)
+    seconds = median(laps) / len(scans)
+    team.say(f"Whole volume{', mirrored views' if mirror else ''}: {seconds:.2f} s")
+    return Volumes(mirror=mirror, voxels=tuple(scan[0].size for scan in scans), laps_s=tuple(laps))

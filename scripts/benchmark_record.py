@@ -18,7 +18,7 @@ from utils.timing import summarise
 SCHEMA = 1
 MS_PER_S = 1e3
 PLACES_OF_ONE_MACHINE = ("data", "results")  # options that say nothing elsewhere
-PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numba", "numpy")
+PACKAGES = ("torch", "pytorch-lightning", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numba", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,14 @@ class Settings:
     oversampling: float
     augmentations: tuple[str, ...]
     augment_in: str  # host, graph, or "host, then graph" where a part has no compiled twin
-    in_memory: bool
+    in_memory: bool  # of the host
     outputs: int  # supervised resolutions
     num_workers: int
     prefetch: int
     device: str
+    processes: int = 1  # that load at the same time, each its own part
+    on_device: bool = False  # the volumes lie on the GPU, and patches are cut there
+    layout: str = "NCDHW"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTimes:
-    """Milliseconds from one batch to the next, all repeats together."""
+    """Milliseconds from one batch to the next, all repeats together; of several processes the slowest's."""
 
     mean: float
     p50: float
@@ -92,7 +95,7 @@ class Reads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """Time of the processor: of this process, and of the whole machine, which shows who else was busy."""
+    """Time of the processor: of all processes, and of the machine, which shows who else was busy."""
 
     ms_per_patch: float
     cores_busy: float
@@ -101,7 +104,7 @@ class Processor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """In MB of 1e6 bytes; `peak_resident` counts mapped pages of the volumes too."""
+    """In MB of 1e6 bytes, of the largest process; `peak_resident` counts mapped pages of the volumes too."""
 
     peak_resident: float
     device_in_use: float | None
@@ -200,8 +203,17 @@ def machine_record(gpu: str | None) -> MachineRecord:
         gpu=gpu,
         system=platform.release(),
         python=platform.python_version(),
-        packages={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        packages={name: found for name in PACKAGES if (found := _version(name)) is not None}
+        | ({} if gpu is None else _gpu_libraries()),
     )
+
+
+def _gpu_libraries() -> dict[str, str]:
+    """The versions of CUDA and cuDNN that torch was built with and runs on."""
+    import torch
+
+    found = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def _processor_name() -> str:

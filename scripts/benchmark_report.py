@@ -23,7 +23,6 @@ from scripts.benchmark_result import (
 from utils.run_log import RUN_SUMMARY, RunLog
 
 MB = 1e6  # bytes
-LOG_FILE = "perf.json"  # NVIDIA's name for the log of a benchmark
 PER_CENT = 100
 
 Row = tuple[str, str]
@@ -50,9 +49,9 @@ def show(result: Result, *, to_stderr: bool) -> None:
         console.print(_operator_table(result.operators))
 
 
-def write_log(folder: Path, result: Result) -> None:
-    """Append options, units and figures to <folder>/perf.json; NVIDIA's names where the figure is theirs."""
-    with RunLog(folder / LOG_FILE) as run_log:
+def write_log(path: Path, result: Result) -> None:
+    """Append options, units and figures to the log at `path`; NVIDIA's names where the figure is theirs."""
+    with RunLog(path) as run_log:
         run_log.log("PARAMETER", result.options)
         metrics = metrics_of(result)
         for metric in metrics:
@@ -101,15 +100,16 @@ def _title(result: Result) -> str:
     if isinstance(result, PreprocessRecord):
         return f"{result.dataset} {result.configuration}: {result.cases} cases, {result.processes} processes"
     settings = result.settings
+    several = f" x {settings.processes} processes" if settings.processes > 1 else ""
     start = (
         f"{settings.dataset} {settings.configuration}: patch {'x'.join(map(str, settings.patch))}, "
-        f"batch {settings.batch_size}, "
+        f"batch {settings.batch_size}{several}, "
     )
     if isinstance(settings, NetworkSettings):
         compiled = ", compiled" if settings.compiled else ""
         return (
-            f"{start}{settings.input} input, {settings.precision}, {settings.layout}{compiled}, "
-            f"{settings.parameters / 1e6:.2f} M parameters, {settings.device}"
+            f"{start}{settings.input} input, {settings.precision}, {settings.layout}, "
+            f"{settings.norm} norm{compiled}, {settings.parameters / 1e6:.2f} M parameters, {settings.device}"
         )
     return (
         f"{start}{settings.num_workers} threads, {settings.device}, augmentations in: {settings.augment_in}"
@@ -190,12 +190,12 @@ def _preprocess_rows(record: PreprocessRecord) -> list[Row]:
 
 
 def _arithmetic_rows(work: Arithmetic, settings: NetworkSettings) -> list[Row]:
-    peaks = ", ".join(f"{peak.kind} {peak.tflops:.2f}" for peak in work.peaks)
+    peaks = ", ".join(f"{peak.kind} {peak.tflops:.4g}" for peak in work.peaks)
     return [
-        ("operations of a batch, TFLOP", f"{work.operations / 1e12:.4f}"),
+        ("operations of a batch, TFLOP", f"{work.operations / 1e12:.4g}"),
         (
             f"TFLOP/s (share of the {settings.arithmetic} product's)",
-            f"{work.tflops:.3f} ({PER_CENT * work.share_of_peak:.1f} %)",
+            f"{work.tflops:.4g} ({PER_CENT * work.share_of_peak:.1f} %)",
         ),
         ("matrix products, TFLOP/s", peaks),
     ]

@@ -41,6 +41,8 @@ class NetworkSettings:
     layout: str
     compiled: bool
     device: str
+    norm: str = "instance"
+    processes: int = 1  # one per device, each with its own batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,8 @@ class MatrixPeak:
 class Arithmetic:
     """Floating-point operations of convolutions and matrix products, a multiplication and an addition as two.
 
-    `share_of_peak` is operations per second over the matrix product's in the same number type.
+    All of one device, also where several measure together. `share_of_peak` is operations per second over the
+    matrix product's in the same number type.
     """
 
     operations: int  # of one batch: forward, and backward in training
@@ -67,7 +70,7 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkMemory:
-    """In MB of 1e6 bytes.
+    """In MB of 1e6 bytes, of the largest process.
 
     `peak_resident` is the host's, mapped volumes included; of the device `peak_allocated` is what tensors
     held in the timed steps, `peak_reserved` what torch had taken for them, `in_use` what all programs hold.
@@ -81,7 +84,10 @@ class NetworkMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaTraining:
-    """NVIDIA's figures: images/s and ms of the differences between the ends of consecutive steps."""
+    """NVIDIA's figures: images/s of all GPUs and ms of the differences between the ends of consecutive steps.
+
+    By the first process's clock; `patches_per_s` and `ms_per_step` go by the slowest's.
+    """
 
     throughput_train: float
     latency_train_mean: float
@@ -92,7 +98,10 @@ class NvidiaTraining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaPrediction:
-    """NVIDIA's figures of one forward pass per batch of patches: no window, no mirroring, no softmax."""
+    """NVIDIA's figures of one forward pass per batch of patches: no window, no mirroring, no softmax.
+
+    By the first process's clock; `patches_per_s` and `ms_per_pass` go by the slowest's.
+    """
 
     throughput_predict: float
     latency_predict_mean: float
@@ -125,10 +134,10 @@ class VolumeSpeed:
     """Whole volumes by sliding window, from the voxels in host memory to the probabilities there."""
 
     tta: bool  # mirrored views averaged as well
-    volumes: int
+    volumes: int  # of all processes
     voxels: int  # of one volume, on average
-    seconds_per_volume: float  # median over the repeats
-    voxels_per_s: float
+    seconds_per_volume: float  # that one process needs: median over the repeats, of the slowest process
+    voxels_per_s: float  # of all processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +230,8 @@ def _faults(record: TrainRecord | PredictRecord | PreprocessRecord) -> dict[str,
         "whole_volumes are not one without and one with mirroring": [v.tta for v in record.whole_volumes]
         != [False, True],
         "voxels_per_s is not voxels over seconds": any(
-            _differ(v.voxels_per_s * v.seconds_per_volume, v.voxels) for v in record.whole_volumes
+            _differ(v.voxels_per_s * v.seconds_per_volume, v.voxels * record.settings.processes)
+            for v in record.whole_volumes
         ),
     }
     return own | _shared(record, record.ms_per_pass, record.nvidia.throughput_predict)

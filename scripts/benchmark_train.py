@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
+from statistics import mean, median
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet.inference.sliding_window import WindowRule
-from nnunet.losses.multi_task import MultiTaskLoss
-from nnunet.options import LossOptions
 from nnunet.training.module import ModuleSettings, MultiTaskModule
 from nnunet.training.optimisers import build_optimiser, set_learning_rate
 from scripts import benchmark_record as records
-from scripts.benchmark_device import DeviceClock, forget_peak_memory, memory_now
+from scripts.assemble import build_loss
+from scripts.benchmark_device import DeviceClock, forget_peak_memory, largest_memory, memory_now
 from scripts.benchmark_network import (
     NetworkWork,
     arithmetic,
@@ -26,9 +26,9 @@ from scripts.benchmark_network import (
     network_work,
     settings_of,
 )
+from scripts.benchmark_processes import ALONE, Team
 from scripts.benchmark_result import NetworkMemory, NvidiaTraining, TrainRecord
 from utils.contracts import Batch, ModelOutput
-from utils.run_log import say
 from utils.timing import summarise
 
 if TYPE_CHECKING:
@@ -68,18 +68,29 @@ class TrainingStep:
         return loss.detach()
 
 
-def training_step(work: NetworkWork, options: BenchmarkOptions) -> TrainingStep:
-    """The step of this network with the options' optimiser; the classes weigh alike."""
-    plan, loss = work.plan, LossOptions()
+@final
+class Called(nn.Module):
+    """A network that is called through a function, such as its compiled form."""
+
+    def __init__(self, network: nn.Module, forward: Callable[[Tensor], ModelOutput]) -> None:
+        super().__init__()
+        self.network = network
+        self._function = forward
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        """The function's answer."""
+        return self._function(image)
+
+
+def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALONE) -> TrainingStep:
+    """The step of this network with the options' loss and optimiser; a team averages its gradients."""
+    plan = work.plan
+    # Without cases nobody knows how frequent the classes are.
+    weighs_classes = options.loss.class_balance and bool(work.fold.training)
+    loss = replace(options.loss, class_balance=weighs_classes)
     module = MultiTaskModule(
         work.network,
-        MultiTaskLoss(
-            (1.0,) * max(plan.num_classes, 1),
-            class_loss_weight=loss.class_loss_weight,
-            lesion_free_weight=loss.lesion_free_weight,
-            batch_dice=plan.batch_dice,
-            lesion_label=plan.num_labels - 1,
-        ),
+        build_loss(loss, work.fold, drawn_evenly=options.loader.balance_classes),
         plan,
         work.architecture,
         ModuleSettings(
@@ -93,11 +104,22 @@ def training_step(work: NetworkWork, options: BenchmarkOptions) -> TrainingStep:
     return TrainingStep(
         work=work,
         module=module,
-        forward=forward_of(work.network, is_compiled=options.compile),
+        forward=_forward(work, options, team),
         # As in MultiTaskModule.configure_optimizers.
         optimiser=build_optimiser(work.network.parameters(), options.optimiser, fused=not is_scaled),
         scaler=torch.amp.GradScaler(work.device, enabled=is_scaled),
         clip=options.optimiser.gradient_clip_val,
+    )
+
+
+def _forward(work: NetworkWork, options: BenchmarkOptions, team: Team) -> Callable[[Tensor], ModelOutput]:
+    forward = forward_of(work.network, is_compiled=options.compile)
+    if team.size == 1:
+        return forward
+    return DistributedDataParallel(
+        Called(work.network, forward),
+        device_ids=[torch.cuda.current_device()] if work.device == "cuda" else None,
+        forward_sync_buffers=False,  # as the trainer does
     )
 
 
@@ -120,16 +142,16 @@ class Timed:
     last_loss: float
 
 
-def measure(options: BenchmarkOptions) -> TrainRecord:
+def measure(options: BenchmarkOptions, team: Team = ALONE) -> TrainRecord:
     """Warm up, time the steps, then count operations and the device's peak."""
     work = network_work(options)
-    step = training_step(work, options)
-    with batches_of(work, options.seed) as batches:
-        timed = _timed(step, batches, options)
-    return _record(work, options, timed)
+    step = training_step(work, options, team)
+    with batches_of(work, options.seed + team.rank) as batches:
+        timed = _timed(step, batches, options, team)
+    return _record(work, options, team.gather(timed), team)
 
 
-def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptions) -> Timed:
+def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptions, team: Team) -> Timed:
     clock = DeviceClock(step.work.device)
     started = time.perf_counter()
     loss = step(next(batches))
@@ -141,6 +163,7 @@ def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptio
     stretches = []
     for number in range(options.repeats):
         clock.wait()
+        team.wait()
         started = time.perf_counter()
         ends, ready = [clock.mark()], []
         for _ in range(options.train_batches):
@@ -151,13 +174,21 @@ def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptio
         clock.wait()
         wall_s = time.perf_counter() - started
         stretches.append(stretch_of(clock.seconds([ends[0], *ready, *ends[1:]]), wall_s))
-        rate = options.train_batches * step.work.batch_size / wall_s
-        say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
+        rate = options.train_batches * step.work.batch_size * team.size / wall_s
+        team.say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
     return Timed(
         first_step_s=first_step_s,
         stretches=tuple(stretches),
         memory=memory_now(clock.device),
         last_loss=float(loss),
+    )
+
+
+def slowest(found: Sequence[Timed]) -> tuple[Stretch, ...]:
+    """Of each repeat the stretch of the process that took longest."""
+    return tuple(
+        max(repeat, key=lambda stretch: stretch.wall_s)
+        for repeat in zip(*(timed.stretches for timed in found), strict=True)
     )
 
 
@@ -178,11 +209,14 @@ def waiting_share(stretches: Sequence[Stretch]) -> float:
     return waited / sum(sum(stretch.laps_s) for stretch in stretches)
 
 
-def nvidia_training(stretches: Sequence[Stretch], batch_size: int) -> NvidiaTraining:
-    """NVIDIA's definition: differences of consecutive ends of steps; a stretch of one step has its own."""
+def nvidia_training(stretches: Sequence[Stretch], per_step: int) -> NvidiaTraining:
+    """NVIDIA's definition: differences of consecutive ends of steps; a stretch of one step has its own.
+
+    `per_step` are the patches of all processes in one step.
+    """
     laps = summarise([lap for s in stretches for lap in (s.laps_s[1:] or s.laps_s)])
     return NvidiaTraining(
-        throughput_train=batch_size / laps.mean_s,
+        throughput_train=per_step / laps.mean_s,
         latency_train_mean=laps.mean_s * records.MS_PER_S,
         latency_train_90=laps.p90_s * records.MS_PER_S,
         latency_train_95=laps.p95_s * records.MS_PER_S,
@@ -190,23 +224,24 @@ def nvidia_training(stretches: Sequence[Stretch], batch_size: int) -> NvidiaTrai
     )
 
 
-def _record(work: NetworkWork, options: BenchmarkOptions, timed: Timed) -> TrainRecord:
-    stretches = timed.stretches
-    rates = tuple(len(s.laps_s) * work.batch_size / s.wall_s for s in stretches)
+def _record(work: NetworkWork, options: BenchmarkOptions, found: Sequence[Timed], team: Team) -> TrainRecord:
+    stretches, per_step = slowest(found), work.batch_size * team.size
+    rates = tuple(len(s.laps_s) * per_step / s.wall_s for s in stretches)
     times = records.batch_times([lap for s in stretches for lap in s.laps_s])
+    everyone = [stretch for timed in found for stretch in timed.stretches]
     gpu = torch.cuda.get_device_name() if work.device == "cuda" else None
     return TrainRecord(
         schema=records.SCHEMA,
         mode=options.mode,
         machine=records.machine_record(gpu),
         options=records.portable_options(options),
-        settings=settings_of(work, options),
-        first_step_s=timed.first_step_s,
+        settings=settings_of(work, options, team),
+        first_step_s=max(timed.first_step_s for timed in found),
         patches_per_s=records.Spread(min=min(rates), median=median(rates), max=max(rates), repeats=rates),
         ms_per_step=times,
-        waiting_share=None if work.loader is None else waiting_share(stretches),
+        waiting_share=None if work.loader is None else waiting_share(everyone),
         arithmetic=arithmetic(work, times.mean, is_training=True),
-        memory_mb=timed.memory,
-        last_loss=timed.last_loss,
-        nvidia=nvidia_training(stretches, work.batch_size),
+        memory_mb=largest_memory([timed.memory for timed in found]),
+        last_loss=mean(timed.last_loss for timed in found),
+        nvidia=nvidia_training(found[0].stretches, per_step),
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.benchmark_options import BenchmarkOptions, refuse_impossible
+from scripts.benchmark_options import BenchmarkOptions
+from scripts.benchmark_refusals import refuse_impossible
 from utils.command import run_command
 from utils.errors import UserError
 from utils.options import parse
@@ -36,6 +37,8 @@ def run(options: ProfileOptions) -> dict[str, Any]:
     benchmark = options.benchmark
     if benchmark.mode != "train" or options.steps < 1:
         raise UserError("Profiling takes --mode train and at least 1 of --steps.")
+    if benchmark.gpus * benchmark.nodes > 1:
+        raise UserError("Profiling looks at one process. Leave --gpus and --nodes away.")
     refuse_impossible(benchmark)
     # Imported here: --help must not wait for torch.
     import torch

@@ -18,8 +18,9 @@ from scripts import benchmark_record as records
 from scripts import benchmark_result as results
 from scripts import benchmark_train as training
 from scripts.benchmark_device import DeviceClock, matrix_peaks
-from scripts.benchmark_options import BenchmarkOptions, refuse_impossible
+from scripts.benchmark_options import BenchmarkOptions
 from scripts.benchmark_predict import Passes, nvidia_prediction, synthetic_shape
+from scripts.benchmark_refusals import refuse_impossible
 from scripts.benchmark_report import metrics_of
 from utils.contracts import Batch, Plan
 from utils.errors import DatasetError, EnvironmentFault, UserError
@@ -179,11 +180,11 @@ def test_laps_and_waits_are_told_apart() -> None:
 
 def test_nvidias_figures_leave_the_first_step_out() -> None:
     stretch = training.Stretch(wall_s=9.0, laps_s=(5.0, 1.0, 3.0), waits_s=(0.0, 0.0, 0.0))
-    nvidia = training.nvidia_training([stretch], batch_size=4)
+    nvidia = training.nvidia_training([stretch], per_step=4)
     assert nvidia.throughput_train == 4 / 2.0
     assert nvidia.latency_train_mean == 2000.0
     assert nvidia.latency_train_90 == pytest.approx(2800.0)
-    passes = nvidia_prediction([Passes(wall_s=9.0, laps_s=(5.0, 1.0, 3.0))], batch_size=4)
+    passes = nvidia_prediction([Passes(wall_s=9.0, laps_s=(5.0, 1.0, 3.0))], per_pass=4)
     assert (passes.throughput_predict, passes.latency_predict_mean) == (2.0, 2000.0)
 
 
@@ -212,15 +213,23 @@ def test_a_slices_volume_is_deeper_than_its_patch() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--mode", "train", "--gpus", "2"), "main.py --exec_mode train --gpus 2"),
-        (("--mode", "loader", "--input", "synthetic"), "loader runs no network, so --input synthetic"),
-        (("--mode", "preprocess", "--amp", "--compile"), "preprocess runs no network, so --amp, --compile"),
-        (("--mode", "train", "--operators"), "--operators measures the loader's parts"),
+        (("--mode", "loader", "--input", "synthetic"), "loader does not use --input"),
+        (("--mode", "loader", "--optimizer", "sgd"), "loader does not use --optimizer"),
+        (("--mode", "preprocess", "--amp", "--gpus", "2"), "preprocess does not use --gpus, --amp"),
+        (("--mode", "train", "--operators"), "train does not use --operators"),
+        (("--mode", "train", "--labels", "5"), "train without --shape does not use --labels"),
+        ((*SMALL, "--steps_per_epoch", "9"), "train does not use --steps_per_epoch"),
+        (("--mode", "predict", "--aug", "none"), "predict does not use --augment"),
+        (("--mode", "loader", "--operators", "--gpus", "2"), "the steps of one process"),
+        (("--mode", "loader", "--operators", "--layout", "NDHWC"), "that delivers NCDHW"),
         (("--mode", "train", "--shape", "1", "8", "8", "8"), "--shape makes a plan for synthetic input"),
-        ((*SMALL, "--patch", "8", "8", "8"), "--shape or --patch, not both"),
+        ((*SMALL, "--patch", "8", "8", "8"), "--shape, or --patch and --fold"),
         ((*SMALL, "--dim", "2"), "does not fit --dim 2"),
         ((*SMALL, "--classes", "1"), "either 0 or at least 2 --classes"),
-        ((*SMALL, "--volume", "8", "8", "8"), "--volume is the synthetic volume of --mode predict"),
+        ((*SMALL, "--volume", "8", "8", "8"), "train does not use --volume"),
+        (("--mode", "predict", "--volume", "8", "8", "8"), "--volume is the synthetic volume"),
+        (("--mode", "predict", "--input", "synthetic", "--volumes", "2"), "--volumes counts cases"),
+        (("--mode", "predict", "--overlap", "1"), "--overlap is from 0 to below 1"),
         ((*SMALL, "--test_batches", "0"), "--test_batches should be at least 1"),
         (("--mode", "preprocess", "--n_jobs", "0"), "n_jobs is 0"),
     ],

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from scripts import final_validation, gpu_suite_figures, gpu_suite_run
-from scripts.benchmark_options import BenchmarkOptions, refuse_impossible
+from scripts.benchmark_options import BenchmarkOptions
+from scripts.benchmark_refusals import refuse_impossible
 from scripts.gpu_suite_parts import Part, Places, parts_of
 from scripts.gpu_suite_profile import ProfileOptions
 from scripts.run_options import RunOptions

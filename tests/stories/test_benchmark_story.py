@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.cold_cache import measure_windows
 from benchmarks.cold_cache import summarise as summarise_reads
-from scripts.benchmark import BenchmarkOptions, result_file, run
+from scripts.benchmark import result_file, run
+from scripts.benchmark_options import BenchmarkOptions
 from scripts.benchmark_record import LoaderRecord, check_record
-from scripts.benchmark_report import LOG_FILE
 from scripts.benchmark_result import PredictRecord, PreprocessRecord, TrainRecord, check_result
 from utils.errors import UserError
 from utils.options import parse
@@ -35,6 +35,7 @@ def bench(phantom, *flags: str) -> LoaderRecord:
     return record
 
 
+@pytest.mark.flag("benchmark:json", "benchmark:results")
 def test_the_command_prints_one_line_of_json_from_any_folder(phantom, tmp_path: Path) -> None:
     words = ["--mode", "loader", "--data", str(phantom.prepared), "--aug", "none", "--json", *SHORT]
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words, "--results", str(tmp_path)]
@@ -48,6 +49,7 @@ def test_the_command_prints_one_line_of_json_from_any_folder(phantom, tmp_path: 
     assert str(tmp_path) not in done.stdout  # folders of one machine say nothing elsewhere
 
 
+@pytest.mark.flag("benchmark:patch", "benchmark:batch_size", "benchmark:repeats")
 def test_without_augmentation_a_patch_cuts_its_own_voxels(phantom) -> None:
     record = bench(phantom, "--aug", "none", "--patch", "4", "8", "16", "--batch_size", "3")
     voxels = 4 * 8 * 16  # all volumes are larger
@@ -63,6 +65,7 @@ def test_turned_patches_cut_more_than_their_own_voxels(phantom) -> None:
     assert larger.bytes_per_patch.cut > 1.4 * plain.bytes_per_patch.cut
 
 
+@pytest.mark.flag("benchmark:operators", "benchmark:augment_in", "benchmark:augment")
 @pytest.mark.parametrize("place", ["host", "graph"])
 def test_every_step_of_a_patch_has_its_row(phantom, place: str) -> None:
     aug = ("rotate_scale", "noise:probability=1", "mirror:probability=0")
@@ -80,6 +83,7 @@ def test_every_step_of_a_patch_has_its_row(phantom, place: str) -> None:
     assert costs.host_ms == pytest.approx(host_ms)
 
 
+@pytest.mark.flag("benchmark:fold")
 def test_a_fold_reads_its_training_cases_only(phantom) -> None:
     everything, fold = bench(phantom, "--aug", "none"), bench(phantom, "--aug", "none", "--fold", "0")
     assert fold.settings.cases < everything.settings.cases
@@ -120,7 +124,7 @@ QUICK += ("--test_batches", "2")
 
 
 def result(*flags: str):
-    return run(parse(BenchmarkOptions, [*QUICK, *flags], program="benchmark.py", description=""))
+    return run(parse(BenchmarkOptions, flags, program="benchmark.py", description=""))
 
 
 def test_synthetic_training_needs_no_folder_and_writes_record_and_log(tmp_path: Path) -> None:
@@ -131,48 +135,61 @@ def test_synthetic_training_needs_no_folder_and_writes_record_and_log(tmp_path: 
     assert isinstance(record, TrainRecord)
     assert record == check_result(read_json(tmp_path / result_file("train")), source="the file")
     assert (record.settings.classes, record.waiting_share) == (3, None)
-    lines = read_log(tmp_path / LOG_FILE)
+    lines = read_log(tmp_path / BenchmarkOptions().logname)
     units = {line["metric"]: line["metadata"]["unit"] for line in lines if line["type"] == "METADATA"}
     assert (units["throughput_train"], units["latency_train_99"]) == ("images/s", "ms")
     assert lines[-1]["step"] == []
     assert lines[-1]["data"]["throughput_train"] == record.nvidia.throughput_train
 
 
+@pytest.mark.flag("benchmark:layout")
 def test_the_order_of_axes_changes_no_number_beyond_rounding() -> None:
-    plain, last = (result("--mode", "train", *MADE, "--layout", order) for order in ("NCDHW", "NDHWC"))
+    plain, last = (
+        result("--mode", "train", *QUICK, *MADE, "--layout", order) for order in ("NCDHW", "NDHWC")
+    )
     assert last.last_loss == pytest.approx(plain.last_loss, rel=1e-4)
     assert (plain.settings.layout, last.settings.layout) == ("NCDHW", "NDHWC")
 
 
+@pytest.mark.flag("benchmark:dim", "benchmark:task", "benchmark:data")
 @pytest.mark.parametrize("dim", ["3", "2"])
 def test_training_on_real_patches_tells_the_share_of_waiting(phantom, dim: str) -> None:
-    record = result(
-        "--mode", "train", "--data", str(phantom.prepared), "--task", "500", "--dim", dim, "--aug", "none"
-    )
+    where = ("--data", str(phantom.prepared), "--task", "500", "--dim", dim)
+    record = result("--mode", "train", *QUICK, *where, "--aug", "none")
     assert 0 <= record.waiting_share <= 1
     assert record.settings.patch == ((8, 16, 16) if dim == "3" else (1, 16, 16))
     assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
 
 
+@pytest.mark.flag("benchmark:volumes", "benchmark:input", "benchmark:mode")
 @pytest.mark.parametrize("source", ["real", "synthetic"])
 def test_prediction_measures_patches_and_whole_volumes(phantom, source: str) -> None:
-    record = result("--mode", "predict", "--data", str(phantom.prepared), "--task", "500", "--input", source)
+    where = ("--data", str(phantom.prepared), "--task", "500", "--input", source)
+    record = result(
+        "--mode",
+        "predict",
+        *QUICK,
+        *where,
+        *(("--volumes", "2", "--overlap", "0") if source == "real" else ()),
+    )
     assert isinstance(record, PredictRecord)
     assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
     plain, mirrored = record.whole_volumes
     assert mirrored.seconds_per_volume > plain.seconds_per_volume
     if source == "synthetic":
         assert plain.voxels == 16 * 32 * 32  # twice the patch along each axis
+    assert plain.volumes == (2 if source == "real" else 1)
     assert record.settings.augmentations == ()
 
 
+@pytest.mark.flag("benchmark:n_jobs", "benchmark:mode")
 def test_preprocessing_is_measured_case_by_case(phantom) -> None:
     record = result(
         "--mode", "preprocess", "--data", str(phantom.raw.parent), "--task", "500", "--n_jobs", "1"
     )
     assert isinstance(record, PreprocessRecord)
     assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
-    assert record.cases == 12
+    assert (record.cases, record.processes) == (12, 1)
     assert record.peak_resident_mb > 50
     assert min(record.raw_mb, record.written_mb) > 0
 

@@ -161,6 +161,8 @@ def test_regions_keep_their_order_and_name_the_value_they_are_painted_with(tmp_p
     dataset = read_dataset(nnunet(tmp_path, "a", labels=KIDNEY, regions_class_order=[1, 3, 2]))
     assert dataset.regions == ((1, 2, 3), (2, 3), (2,))
     assert dataset.label_names == ("background", "kidney", "tumour", "masses")
+    assert dataset.region_names == ("kidney", "masses", "tumour")
+    assert dataset.regions_class_order == (1, 3, 2)
 
 
 @pytest.mark.parametrize("order", [None, [1, 2], [1, 1, 2], [1, 2, 9], ["1", "2", "3"]])

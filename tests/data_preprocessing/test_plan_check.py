@@ -81,6 +81,8 @@ def with_stage(level: int, **changes: Any) -> Plan:
         (replace(good_plan(), ignore_label=1), "ignore_label is 1"),
         (replace(good_plan(), num_classes=3), "class_names has 2 entries but num_classes is 3"),
         (replace(good_plan(), regions=((1, 2),)), r"regions holds \(1, 2\)"),
+        (replace(good_plan(), regions=((1,),)), "region_names has 0 entries for 1 regions"),
+        (replace(good_plan(), regions_class_order=(2,)), r"regions_class_order holds \[2\].* from 1 to 1"),
     ],
 )
 def test_an_edit_that_contradicts_the_rest_is_named(plan: Plan, message: str) -> None:

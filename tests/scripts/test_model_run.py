@@ -62,3 +62,18 @@ def test_a_table_without_classes_has_volumes_only(make_plan: Callable[..., Plan]
     assert (tmp_path / "predictions.csv").read_text(encoding="utf-8") == (
         'case,volume_ml_organ,volume_ml_lesion\n"a,b",1.0000,0.0000\n'
     )
+
+
+def test_with_regions_a_volume_is_that_of_all_labels_of_a_region(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make_plan(regions=((1, 2), (2,)), region_names=("whole", "core"), num_classes=0)
+    mask = np.zeros((10, 10, 10), np.uint8)
+    mask[:5], mask[0, 0] = 1, 2
+    prediction = Prediction(case_id="a", label_probs=np.zeros((2, 1, 1, 1)))
+    row = prediction_row(prediction, mask, (1.0, 2.0, 5.0), plan)
+    assert row.volumes_ml == (5.0, 0.1)
+    write_predictions_table(tmp_path / "predictions.csv", [row], plan)
+    assert (tmp_path / "predictions.csv").read_text(encoding="utf-8") == (
+        "case,volume_ml_whole,volume_ml_core\na,5.0000,0.1000\n"
+    )

@@ -122,3 +122,8 @@ def test_scores_carry_the_volumes_in_millilitres() -> None:
     volumes = {(s.target, s.metric): s.value for s in case.to_scores() if s.unit == "ml"}
     assert volumes[("whole organ", "volume_reference")] == 0.75
     assert volumes[("whole organ", "volume_predicted")] == 1.0
+
+
+def test_a_region_has_the_name_that_the_dataset_gives_it() -> None:
+    rules = overlap_rules(["background", "a", "b"], regions=[(1, 2), (2,)], region_names=["whole", "core"])
+    assert [item.name for item in rules.structures] == ["whole", "core"]

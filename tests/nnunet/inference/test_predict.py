@@ -1,5 +1,7 @@
 """One prepared volume and its prediction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput
 from utils.errors import DatasetError
 
@@ -52,3 +55,11 @@ def test_mixed_precision_reaches_the_network() -> None:
     for amp in (False, True):
         predict_case(convolution, image, RULE, case_id="case", device=CPU, amp=amp)
     assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_regions_have_a_probability_each() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype(np.float32)
+    rule = replace(RULE, coding=LabelCoding(num_labels=3, regions=((1, 2), (2,))))
+    probs = predict_case(network, image, rule, case_id="case", device=CPU, amp=False).label_probs
+    np.testing.assert_allclose(probs[0], 1 / (1 + np.exp(-image[0])), rtol=1e-5)
+    np.testing.assert_allclose(probs[1], 1 - probs[0], rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunet.inference.sliding_window import WindowRule, blend_weight, predict_volume, window_starts
+from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
 
@@ -195,3 +196,18 @@ def test_logits_of_a_half_precision_network_are_averaged_in_single_precision() -
         return ModelOutput(label_logits=(windows.half(),))
 
     assert predict_volume(half, volume_of((7, 11, 13)), RULE).label_logits.dtype == torch.float32
+
+
+def test_with_regions_the_region_of_the_lesion_votes_though_another_has_more() -> None:
+    def by_side(windows: Tensor) -> ModelOutput:
+        whole = torch.full_like(windows, 9.0)  # the largest logit everywhere
+        is_lesion = windows.flatten(1).any(dim=1)
+        return ModelOutput(
+            label_logits=(torch.cat([whole, windows - 0.5], dim=1),),
+            class_logits=torch.where(is_lesion[:, None], torch.tensor([50.0, 0]), torch.tensor([0, 50.0])),
+        )
+
+    volume = torch.zeros(1, 1, 1, 1, 8)
+    volume[..., 1] = 1.0
+    rule = WindowRule(patch=(1, 1, 4), overlap=0.0, coding=LabelCoding(num_labels=3, regions=((1, 2), (2,))))
+    torch.testing.assert_close(predict_volume(by_side, volume, rule).class_probs, torch.tensor([1.0, 0.0]))

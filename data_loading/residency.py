@@ -19,7 +19,6 @@ RESERVED_BYTES = 8_000_000_000  # of a GPU for training: what planning fills wit
 BYTES_PER_GB = 1e9
 CONTAINER = Path("/sys/fs/cgroup")
 
-
 Place = Literal["device", "memory", "disk"]
 
 
@@ -42,8 +41,8 @@ class Residency:
         if gpu is None:
             return f"Volumes: {size}, {self._told} ({free} free)"
         rule = (
-            f"the GPU has {as_gb(gpu)} free, {as_gb(RESERVED_BYTES)} of it reserved for training, half of "
-            f"the rest, {as_gb(device_share(gpu))}, for volumes"
+            f"GPU: {as_gb(gpu)} free, {as_gb(RESERVED_BYTES)} reserved for training, half of the rest, "
+            f"{as_gb(device_share(gpu))}, for volumes"
         )
         return f"Volumes: {size}, {self._told} ({free} free; {rule})"
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cold_cache import evict, resident_pages
 from data_loading import residency
 from data_loading.readers import open_volume
-from data_loading.residency import choose_residency, free_bytes, volume_bytes
+from data_loading.residency import RESERVED_BYTES, choose_residency, free_bytes, volume_bytes
 from utils.storage import write_array
 
 
@@ -36,6 +36,50 @@ def test_the_choice_is_told_in_one_sentence() -> None:
     assert str(kept) == "Volumes: 3.2 GB, kept in memory (20.1 GB free)"
     read = choose_residency("disk", volume_bytes=3_200_000_000, free_bytes=20_100_000_000)
     assert str(read) == "Volumes: 3.2 GB, read from disk window by window (20.1 GB free)"
+
+
+@pytest.mark.parametrize(
+    ("wish", "needed", "gpu_free", "place"),
+    [
+        ("auto", 50, RESERVED_BYTES + 100, "device"),
+        ("auto", 51, RESERVED_BYTES + 100, "memory"),
+        ("auto", 51, RESERVED_BYTES - 100, "memory"),
+        ("auto", 101, RESERVED_BYTES + 100, "disk"),
+        ("auto", 50, None, "memory"),
+        ("device", 999, 100, "device"),
+        ("memory", 1, RESERVED_BYTES + 100, "memory"),
+        ("disk", 1, RESERVED_BYTES + 100, "disk"),
+    ],
+)
+def test_volumes_lie_on_the_gpu_if_half_of_what_training_leaves_holds_them(
+    wish, needed: int, gpu_free: int | None, place: str
+) -> None:
+    """Memory has 200 bytes free, so volumes of 100 at most lie there."""
+    choice = choose_residency(wish, volume_bytes=needed, free_bytes=200, device_free_bytes=gpu_free)
+    assert choice.place == place
+    assert choice.in_memory is (place == "memory")
+
+
+@pytest.mark.parametrize(
+    ("gpu_free", "told"),
+    [
+        (
+            48_000_000_000,
+            "Volumes: 3.2 GB, kept in GPU memory, all of them on each GPU (20.1 GB free; GPU: 48.0 GB free, "
+            "8.0 GB reserved for training, half of the rest, 20.0 GB, for volumes)",
+        ),
+        (
+            7_000_000_000,
+            "Volumes: 3.2 GB, kept in memory (20.1 GB free; GPU: 7.0 GB free, 8.0 GB reserved for training, "
+            "half of the rest, 0.0 GB, for volumes)",
+        ),
+    ],
+)
+def test_with_a_gpu_its_numbers_are_told_too(gpu_free: int, told: str) -> None:
+    choice = choose_residency(
+        "auto", volume_bytes=3_200_000_000, free_bytes=20_100_000_000, device_free_bytes=gpu_free
+    )
+    assert str(choice) == told
 
 
 def test_the_files_of_all_cases_count(prepared) -> None:

@@ -426,7 +426,7 @@ def test_the_line_tells_the_rule_and_what_is_occupied(
     build_training_loader(options, make_fold(), 1, shard_of(options, GPU))
     told = capsys.readouterr().err
     assert told.startswith("Volumes: 0.0 GB, kept in GPU memory, all of them on each GPU (")
-    assert "the GPU has 48.0 GB free, 8.0 GB of it reserved for training, half of the rest, 20.0 GB," in told
+    assert "GPU: 48.0 GB free, 8.0 GB reserved for training, half of the rest, 20.0 GB, for volumes" in told
     assert told.endswith("; they occupy 0.0 GB there.\n")
     assert told.count("\n") == 1
 

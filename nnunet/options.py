@@ -12,9 +12,10 @@ class NetworkOptions:
 
     encoder: str = "plain"
     """What changes features: plain (the plan's number of convolutions per stage) or residual (as many blocks,
-    of two convolutions beside a skip)."""
+    of two convolutions beside a skip), or attention_gated, whose branch has a stream of its own."""
     branch: str = "roi_pooled"
-    """What turns features into class logits: roi_pooled or simple, options behind a colon; none: no class."""
+    """What turns features into class logits: bottleneck, memory_query, multi_scale, roi_pooled, roi_scaled or
+    simple, options behind a colon; none: no class."""
     res_block: bool = False
     """Residual blocks in the encoder; short for --encoder residual."""
     depth: int | None = None
@@ -45,8 +46,11 @@ class LossOptions:
 
     class_loss_weight: float = 0.3
     """Weight of the class loss beside the segmentation loss."""
+    class_loss: str = "cross_entropy"
+    """Loss of the class: cross_entropy, focal, ldam or logit_adjusted, options behind a colon."""
     class_balance: bool = True
-    """Weigh each class by its inverse frequency among the training cases."""
+    """Weigh each class as the class loss says: cross_entropy and focal by its inverse frequency among the
+    training cases, ldam likewise late in training."""
     lesion_free_weight: float = 0.25
     """Weight of the class loss of a patch without any lesion voxel."""
     batch_dice: bool | None = None

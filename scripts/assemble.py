@@ -24,8 +24,9 @@ from data_loading.targets import target_rule
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
+from nnunet.losses.classification import CLASS_LOSSES
 from nnunet.losses.focal import FOCAL_GAMMA
-from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import MultiTaskUNet, output_shapes
 from nnunet.options import InferenceOptions, LossOptions
@@ -50,22 +51,23 @@ class TrainingParts:
 
 
 def build_loss(options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = False) -> MultiTaskLoss:
-    """The multi-task loss; class weights come from the training cases alone.
+    """The multi-task loss; the frequency of the classes is that of the training cases alone.
 
-    Cases that are `drawn_evenly` by class need no weights on top.
+    Where cases are `drawn_evenly` by class, the loss meets every class equally often.
     """
     plan = fold.plan
-    num_classes = max(plan.num_classes, 1)
     targets = [case.class_target for case in fold.training]
-    is_weighted = options.class_balance and not drawn_evenly
-    weights = balanced_class_weights(targets, num_classes) if is_weighted else (1.0,) * num_classes
+    counts = [targets.count(place) for place in range(max(plan.num_classes, 1))]
+    class_loss = CLASS_LOSSES.build(options.class_loss)
+    if not options.class_balance:
+        class_loss = replace(class_loss, weights="none")
     segmentation = SegmentationLoss(
         coding=LabelCoding.of_plan(plan),
         batch_dice=plan.batch_dice if options.batch_dice is None else options.batch_dice,
         focal_gamma=FOCAL_GAMMA if options.focal else 0.0,
     )
     return MultiTaskLoss(
-        weights,
+        class_loss.build([min(count, 1) for count in counts] if drawn_evenly else counts),
         segmentation,
         class_loss_weight=options.class_loss_weight,
         lesion_free_weight=options.lesion_free_weight,

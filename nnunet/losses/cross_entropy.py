@@ -1,4 +1,4 @@
-"""Cross-entropy of voxels and of cases."""
+"""Cross-entropy of voxels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from nnunet.label_coding import LabelCoding
 from nnunet.losses.focal import focused
-from utils.contracts import NO_CLASS
 
 NEVER = -100  # torch's own default: no label has this value
 
@@ -44,18 +43,3 @@ def _cross_entropies(logits: Tensor, label: Tensor, coding: LabelCoding) -> Tens
     ignored = NEVER if coding.ignore_label is None else coding.ignore_label
     losses = F.cross_entropy(logits, label[:, 0].long(), ignore_index=ignored, reduction="none")
     return losses.unsqueeze(1)
-
-
-def case_cross_entropy(
-    class_logits: Tensor, class_target: Tensor, case_weights: Tensor, emphasis: Tensor, class_weights: Tensor
-) -> Tensor:
-    """Mean over the cases whose class is known; 0 with a gradient of 0 where none is.
-
-    `class_logits` (B, K), `class_target` (B,) with NO_CLASS where unknown, `case_weights` (B,) 0 for a case
-    that does not count, `emphasis` (B,) and `class_weights` (K,) factors of a case's loss.
-    """
-    counted = case_weights * (class_target != NO_CLASS)
-    target = class_target.clamp_min(0)
-    losses = F.cross_entropy(class_logits.float(), target, reduction="none")
-    # Dividing by the number of cases keeps the meaning of the factors: a light patch counts less.
-    return (losses * counted * emphasis * class_weights[target]).sum() / counted.sum().clamp_min(1.0)

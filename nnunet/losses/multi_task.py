@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nnunet.losses.cross_entropy import case_cross_entropy
+from nnunet.losses.base import CaseLoss
 from nnunet.losses.segmentation import SegmentationLoss
-from utils.contracts import Batch, ModelOutput
+from utils.contracts import NO_CLASS, Batch, ModelOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,26 +24,27 @@ class LossTerms:
 
 @final
 class MultiTaskLoss(nn.Module):
-    """The loss of the segmentation, plus the weighted cross-entropy of the class.
+    """The loss of the segmentation, plus the weighted loss of the class.
 
-    `class_weights` (K,) balance the classes. A patch without a voxel of the lesion (the last label) cannot
-    show the class: its class loss weighs `lesion_free_weight`. Of a patch that nobody annotated nobody knows:
-    1.
+    A patch without a voxel of the lesion (the last label) cannot show the class: its class loss weighs
+    `lesion_free_weight`. Of a patch that nobody annotated nobody knows: 1. `progress` of the training, from 0
+    to 1, is set from outside before a step; some class losses change with it.
     """
 
     def __init__(
         self,
-        class_weights: tuple[float, ...],
+        class_loss: CaseLoss,
         segmentation: SegmentationLoss,
         *,
         class_loss_weight: float,
         lesion_free_weight: float,
     ) -> None:
         super().__init__()
-        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.class_loss = class_loss
         self.segmentation = segmentation
         self.class_loss_weight = class_loss_weight
         self.lesion_free_weight = lesion_free_weight
+        self.progress = 0.0
 
     def forward(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """The loss terms of one batch, averaged over its cases by weight."""
@@ -67,12 +68,7 @@ class MultiTaskLoss(nn.Module):
         counted = coding.counted(target)
         is_known = has_mask if counted is None else has_mask & counted.flatten(1).any(dim=1)
         emphasis = torch.where(shows_lesion | ~is_known, 1.0, self.lesion_free_weight)
-        class_weights = self.get_buffer("class_weights")
-        return case_cross_entropy(output.class_logits, batch.class_target, weights, emphasis, class_weights)
-
-
-def balanced_class_weights(targets: list[int], num_classes: int) -> tuple[float, ...]:
-    """Inverse-frequency weights N / (K n_k), whose mean over the cases is 1; 0 for an absent class."""
-    counts = [targets.count(k) for k in range(num_classes)]
-    known = sum(counts)
-    return tuple(known / (num_classes * count) if count else 0.0 for count in counts)
+        losses = self.class_loss(output.class_logits, batch.class_target, self.progress)
+        known = weights * (batch.class_target != NO_CLASS)
+        # Dividing by the number of cases keeps the meaning of the factors: a light patch counts less.
+        return (losses * known * emphasis).sum() / known.sum().clamp_min(1.0)

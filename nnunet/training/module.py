@@ -88,11 +88,10 @@ class MultiTaskModule(lightning.LightningModule):
         self.clock.start()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Set the learning rate of this step."""
-        set_learning_rate(
-            self.trainer.optimizers[0],
-            self.schedule.factor(self.clock.progress(self.global_step), self.global_step),
-        )
+        """Set the learning rate of this step, and tell the loss how far the training is."""
+        self.loss.progress = self.clock.progress(self.global_step)
+        factor = self.schedule.factor(self.loss.progress, self.global_step)
+        set_learning_rate(self.trainer.optimizers[0], factor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch; sums over the counted cases stay on the device until the epoch ends."""

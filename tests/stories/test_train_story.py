@@ -166,6 +166,7 @@ def test_a_resume_takes_the_learning_rate_of_its_own_command_line(
         proof(["--deep_supr_num", "1"], "train/loss_segmentation"),
         proof(["--class_loss_weight", "2"], "train/loss"),
         proof(["--no_class_balance"], "train/loss_class"),
+        proof(["--class_loss", "focal:gamma=1"], "train/loss_class"),
         proof(["--batch_dice", "True"], "train/loss_segmentation"),
         proof(["--optimizer", "sgd"], "learning_rate"),
         proof(["--learning_rate", "1e-5"], "learning_rate"),

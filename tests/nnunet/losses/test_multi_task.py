@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from nnunet.label_coding import LabelCoding
-from nnunet.losses.multi_task import MultiTaskLoss, balanced_class_weights
+from nnunet.losses.base import CaseLoss
+from nnunet.losses.classification import CrossEntropy, Ldam
+from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from utils.contracts import NO_CLASS, Batch, ModelOutput
 
+PLAIN = CrossEntropy(weights="none").build((1, 1))
 
-def make_loss(
-    *, class_weights: tuple[float, ...] = (1.0, 1.0), lesion_free_weight: float = 0.25
-) -> MultiTaskLoss:
+
+def make_loss(*, class_loss: CaseLoss = PLAIN, lesion_free_weight: float = 0.25) -> MultiTaskLoss:
     return MultiTaskLoss(
-        class_weights,
+        class_loss,
         SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
         class_loss_weight=0.3,
         lesion_free_weight=lesion_free_weight,
@@ -75,8 +77,31 @@ def test_a_patch_without_lesion_is_ignored_at_weight_zero() -> None:
 
 def test_class_weights_reach_the_class_loss() -> None:
     output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.zeros(1, 2))
-    terms = make_loss(class_weights=(1.0, 3.0))(output, batch_of(LESION, targets=(1,)))
-    assert terms.classification.item() == pytest.approx(3 * math.log(2))
+    rare = CrossEntropy().build((3, 1))
+    terms = make_loss(class_loss=rare)(output, batch_of(LESION, targets=(1,)))
+    assert terms.classification.item() == pytest.approx(2 * math.log(2))
+
+
+def test_the_progress_of_the_training_reaches_the_class_loss() -> None:
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.zeros(1, 2))
+    loss = make_loss(class_loss=Ldam(weights="inverse", max_margin=0.0, drw_start=0.5).build((3, 1)))
+    for progress, weight in ((0.4, 1), (0.6, 2)):
+        loss.progress = progress
+        terms = loss(output, batch_of(LESION, targets=(1,)))
+        assert terms.classification.item() == pytest.approx(weight * math.log(2))
+
+
+def test_cases_of_known_class_are_averaged() -> None:
+    class_logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [7.0, -7.0]])
+    output = ModelOutput(label_logits=(sure(torch.cat([LESION] * 3)),), class_logits=class_logits)
+    terms = make_loss()(output, batch_of(LESION, LESION, LESION, targets=(0, 1, NO_CLASS)))
+    assert terms.classification.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+
+
+def test_a_lighter_patch_counts_less_but_is_counted() -> None:
+    output = ModelOutput(label_logits=(sure(torch.cat([LESION, NO_LESION])),), class_logits=torch.zeros(2, 2))
+    terms = make_loss(lesion_free_weight=0.2)(output, batch_of(LESION, NO_LESION, targets=(0, 1)))
+    assert terms.classification.item() == pytest.approx(math.log(2) * (1 + 0.2) / 2)
 
 
 @pytest.mark.parametrize("class_logits", [None, torch.zeros(1, 2)])
@@ -124,19 +149,10 @@ def test_the_parts_carry_no_graph() -> None:
     assert not terms.classification.requires_grad
 
 
-def test_balanced_weights_are_inverse_frequencies_with_mean_one_over_the_cases() -> None:
-    assert balanced_class_weights([0, 0, 0, 1], 2) == pytest.approx((4 / 6, 2.0))
-
-
-def test_unknown_and_absent_classes_have_no_balanced_weight() -> None:
-    assert balanced_class_weights([0, NO_CLASS, 1], 3) == pytest.approx((2 / 3, 2 / 3, 0.0))
-    assert balanced_class_weights([NO_CLASS], 2) == (0.0, 0.0)
-
-
 def test_a_region_may_show_the_lesion() -> None:
     coding = LabelCoding(num_labels=3, regions=((1, 2), (2,)))
     loss = MultiTaskLoss(
-        (1.0, 1.0),
+        PLAIN,
         SegmentationLoss(coding=coding, batch_dice=False),
         class_loss_weight=1.0,
         lesion_free_weight=0.25,
@@ -154,7 +170,7 @@ def test_a_region_may_show_the_lesion() -> None:
 
 def test_a_patch_that_nobody_annotated_counts_like_a_case_without_a_mask() -> None:
     loss = MultiTaskLoss(
-        (1.0, 1.0),
+        PLAIN,
         SegmentationLoss(coding=LabelCoding(num_labels=3, ignore_label=3), batch_dice=False),
         class_loss_weight=1.0,
         lesion_free_weight=0.25,

@@ -11,6 +11,7 @@ import torch
 
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
+from nnunet.losses.classification import CrossEntropy
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import Architecture, MultiTaskUNet
@@ -65,7 +66,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., 
     module = MultiTaskModule(
         MultiTaskUNet(plan, architecture),
         MultiTaskLoss(
-            (1.0, 1.0),
+            CrossEntropy(weights="none").build((1, 1)),
             SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
             class_loss_weight=0.3,
             lesion_free_weight=0.25,

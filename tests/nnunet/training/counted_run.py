@@ -15,6 +15,7 @@ import torch
 
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
+from nnunet.losses.classification import CrossEntropy
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.network import Architecture, MultiTaskUNet
@@ -64,9 +65,9 @@ class CountedBatches:
 def run_epoch(counted: list[int], results: Path, *, rank: int = 0, world_size: int = 1) -> CountedRun:
     """Train one epoch with learning rate 0 on batches of which `counted` cases count."""
     torch.manual_seed(0)
-    architecture = Architecture(branch="roi_pooled:dropout=0.0")
+    architecture = Architecture(branch="roi_pooled:dropout=0.0,target_share=0.0")
     loss = MultiTaskLoss(
-        (1.0, 1.0),
+        CrossEntropy(weights="none").build((1, 1)),
         SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
         class_loss_weight=0.3,
         lesion_free_weight=0.25,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet.inference.sliding_window import VolumeOutput
 from nnunet.label_coding import LabelCoding
+from nnunet.losses.classification import CrossEntropy
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from nnunet.training.validation import CaseResult, ValidationScores, case_result, dice_of, pool_results
@@ -70,7 +71,7 @@ def score_of(batch: Batch) -> CaseResult:
     truth = torch.tensor([0, 1, 2, 2]).view(1, 1, 1, 4)
     logits = 50.0 * (truth == torch.arange(3).view(3, 1, 1, 1)).float()
     loss = MultiTaskLoss(
-        (1.0, 1.0),
+        CrossEntropy(weights="none").build((1, 1)),
         SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
         class_loss_weight=0.5,
         lesion_free_weight=1.0,
@@ -229,7 +230,7 @@ def region_batch(target: Tensor) -> Batch:
 
 
 REGION_LOSS = MultiTaskLoss(
-    (1.0, 1.0),
+    CrossEntropy(weights="none").build((1, 1)),
     SegmentationLoss(coding=REGIONS, batch_dice=False),
     class_loss_weight=0.5,
     lesion_free_weight=1.0,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet.evaluation.baselines import VolumeBaseline, volume_baseline
 from nnunet.evaluation.bootstrap import Resampling
+from nnunet.evaluation.class_files import final_fields
 from nnunet.evaluation.classification import (
     AreaUnderCurve,
     ClassificationSummary,
@@ -22,8 +25,9 @@ from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentatio
 from nnunet.evaluation.tables import write_overlap_table
 from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
 from scripts.fold_data import FoldCases, refuse_other_preparation
-from scripts.model_run import PredictionRow, open_model, prediction_row, write_predictions_table
+from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
 from scripts.prepared_prediction import (
+    Answer,
     draw_extremes,
     predict_prepared,
     score_answer,
@@ -31,13 +35,23 @@ from scripts.prepared_prediction import (
     write_mask,
 )
 from scripts.run_options import RunOptions
-from utils.contracts import NO_CLASS, PreprocessedCase
+from scripts.surface_pairs import MaskPairOnGrid, mean_by_label, surface_dice_by_label
+from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.run_log import RUN_SUMMARY, RunLog
 from utils.storage import write_array, write_json
 
 FOLDER = "validation"
 METRICS_FILE = "final_metrics.json"
 PROBABILITIES = "probabilities"  # a folder of its own: an array beside a mask would be taken for a second one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredCases:
+    """Every predicted case as a row; overlap and surface Dice of those that have a reference."""
+
+    rows: list[PredictionRow] = field(default_factory=list)
+    overlaps: list[CaseOverlap] = field(default_factory=list)
+    surfaces: list[dict[str, float]] = field(default_factory=list)
 
 
 def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: RunLog) -> Path:
@@ -48,16 +62,8 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     run.refuse_training_cases([case.case_id for case in fold.validation])
     refuse_other_preparation(plan, fold.plan, fold.folder)
     masks = options.results / FOLDER
-    overlaps, rows = list[CaseOverlap](), list[PredictionRow]()
-    for answer in predict_prepared(run, fold.validation):
-        write_mask(masks, answer)
-        spacing_mm = answer.case.footprint.native_spacing_mm
-        rows.append(prediction_row(answer.prediction, answer.mask, spacing_mm, plan))
-        if options.training.npz:
-            path = masks / PROBABILITIES / f"{answer.case.case_id}.npy"
-            write_array(path, answer.prediction.label_probs.astype(np.float16))
-        if overlap := score_answer(answer, plan, masks):
-            overlaps.append(overlap)
+    scored = _predict_and_score(run, fold, options, masks)
+    overlaps, rows = scored.overlaps, scored.rows
     write_predictions_table(masks / PREDICTIONS_FILE, rows, plan)
     patients = {case.case_id: case.patient_id for case in fold.validation}
     groups = tuple(patients[overlap.case_id] for overlap in overlaps)
@@ -69,11 +75,16 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         plan,
         Resampling(seed=options.seed, groups=tuple(patients.values())),
     )
-    volume_auc = _volume_auc(fold.validation, rows)
+    volume_auc, volume = _volume_auc(fold.validation, rows), _volume_baseline(fold.validation, rows, plan)
     write_summaries(masks, overlaps)
     write_overlap_table(masks / "metrics.csv", overlaps)
     metrics = _metrics(segmentation, classes, volume_auc)
-    metrics |= {"checkpoint": str(checkpoint), "seconds": round(time.perf_counter() - started, 3)}
+    metrics |= final_fields(classes, segmentation, mean_by_label(scored.surfaces))
+    metrics |= {
+        "volume_baseline": volume,
+        "checkpoint": str(checkpoint),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
     write_json(options.results / METRICS_FILE, metrics)
     if segmentation:
         run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
@@ -84,12 +95,31 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
         segmentation=segmentation,
         classification=classes,
         volume_auroc=volume_auc,
+        volume=volume,
+        notes=(f"The classifier has collapsed: {classes.collapse}.",) if classes and classes.collapse else (),
         overlays=draw_extremes(overlaps, fold.validation, masks, plan),
         curves=_curves(options.results / options.logname),
     )
     write_report(options.results / REPORT_FILE, page)
     print_result(segmentation, classes, options.results / REPORT_FILE)
     return options.results / REPORT_FILE
+
+
+def _predict_and_score(run: ModelRun, fold: FoldCases, options: RunOptions, masks: Path) -> ScoredCases:
+    """Predict the cases one by one, write each mask, and keep the numbers only."""
+    plan = run.model.plan
+    scored = ScoredCases()
+    for answer in predict_prepared(run, fold.validation):
+        write_mask(masks, answer)
+        spacing_mm = answer.case.footprint.native_spacing_mm
+        scored.rows.append(prediction_row(answer.prediction, answer.mask, spacing_mm, plan))
+        if options.training.npz:
+            path = masks / PROBABILITIES / f"{answer.case.case_id}.npy"
+            write_array(path, answer.prediction.label_probs.astype(np.float16))
+        if overlap := score_answer(answer, plan, masks):
+            scored.overlaps.append(overlap)
+            scored.surfaces.append(_surface_dice(answer, overlap, plan))
+    return scored
 
 
 def _curves(log: Path) -> tuple[Curve, ...]:
@@ -102,6 +132,30 @@ def _volume_auc(cases: Sequence[PreprocessedCase], rows: Sequence[PredictionRow]
     if (target == NO_CLASS).any() or set(target.tolist()) != {0, 1}:
         return None
     return auc_of_score(target, np.array([row.volumes_ml[-1] for row in rows]))
+
+
+def _volume_baseline(
+    cases: Sequence[PreprocessedCase], rows: Sequence[PredictionRow], plan: Plan
+) -> VolumeBaseline | None:
+    """What the predicted volumes alone score, out of fold; None where no class is known or predicted."""
+    target = np.array([case.class_target for case in cases])
+    known = target != NO_CLASS
+    if not known.any() or not all(row.class_probs for row in rows):
+        return None
+    volumes = np.array([row.volumes_ml for row in rows])
+    patients = [case.patient_id for case in cases if case.class_target != NO_CLASS]
+    return volume_baseline(target[known], volumes[known], plan.class_names, patients=patients)
+
+
+def _surface_dice(answer: Answer, overlap: CaseOverlap, plan: Plan) -> dict[str, float]:
+    assert answer.reference is not None  # the overlap was measured against it
+    masks = MaskPairOnGrid(
+        truth=answer.reference,
+        predicted=answer.mask,
+        spacing_mm=answer.case.footprint.native_spacing_mm,
+        ignore_label=plan.ignore_label,
+    )
+    return surface_dice_by_label(overlap, masks)
 
 
 def _facts(options: RunOptions, fold: FoldCases, checkpoint: Path) -> tuple[Fact, ...]:

@@ -43,6 +43,7 @@ def evaluate(options: RunOptions) -> Path:
 def _predict_preprocessed(options: RunOptions) -> Path:
     from nnunet.evaluation.bootstrap import Resampling
     from nnunet.evaluation.summary import summarise_segmentation, write_summaries
+    from scripts.class_output import write_class_output
     from scripts.evaluation_page import PREDICTIONS_FILE, print_result
     from scripts.fold_data import cases_to_predict, refuse_other_preparation
     from scripts.model_run import open_model, prediction_row, write_predictions_table
@@ -73,6 +74,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
             overlaps.append(overlap)
     table = shard.file_of(folder / PREDICTIONS_FILE)
     write_predictions_table(table, rows, plan)
+    write_class_output(options.class_output or folder, rows, plan, shard)
     if overlaps:
         resampling = Resampling(seed=options.seed)
         write_summaries(folder, overlaps)

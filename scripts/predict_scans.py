@@ -15,6 +15,7 @@ from data_preprocessing.prepare import PreparedArrays, prepare_case
 from data_preprocessing.restore import restore_label
 from data_preprocessing.scans import read_scans
 from data_preprocessing.volume_io import write_volume
+from scripts.class_output import write_class_output
 from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
 from scripts.prediction_shard import PredictionShard
 from scripts.run_options import RunOptions
@@ -66,6 +67,7 @@ def predict_scans(options: RunOptions) -> Path:
         rows.extend(future.result() for future in pending)
     table = shard.file_of(folder / TABLE)
     write_predictions_table(table, rows, plan)
+    write_class_output(options.class_output or folder, rows, plan, shard)
     seconds = time.perf_counter() - started
     write_json(
         shard.file_of(folder / "run.json"),

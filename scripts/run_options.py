@@ -61,6 +61,9 @@ class RunOptions:
     """Scan, folder of scans, or raw dataset (its held-out cases); unset: preprocessed cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
     """Folder for predictions; unset: predictions in the results folder."""
+    class_output: Path | None = None
+    """Folder for subtype_results.csv and <case>_classification.json, the predicted classes; unset: beside the
+    masks."""
     shard: str | None = None
     """Predict part i of n of the sorted cases, as 1/4 to 4/4: one job each, in any order, on any machines."""
     save_preds: bool = False

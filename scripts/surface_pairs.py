@@ -15,12 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_preprocessing.volume_io import read_label_volume
-from nnunet.evaluation.overlap import CaseOverlap, OverlapRules
+from nnunet.evaluation.overlap import CaseOverlap, OverlapRules, Structure
 from nnunet.evaluation.report import number_text
 from nnunet.evaluation.surface import SurfaceScore, surface_score
+from utils.contracts import Spacing
 from utils.errors import DatasetError
 from utils.storage import atomic_file
 
+USUAL_TOLERANCE_MM = 1.0  # of the challenge's reference systems
 COLUMNS = ("case", "label", "surface_dice", "hd95_mm", "mean_distance_mm", "volume_difference_ml")
 
 
@@ -32,6 +34,39 @@ class SurfaceRow:
     label: str
     score: SurfaceScore
     volume_difference_ml: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MaskPairOnGrid:
+    """Two masks (X, Y, Z) of label values on one grid; voxels of the ignore label count for neither."""
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    spacing_mm: Spacing
+    ignore_label: int | None = None
+
+    def score(self, structure: Structure, tolerance_mm: float) -> SurfaceScore:
+        """The surfaces of the union of the structure's labels."""
+        truth, predicted = (np.isin(mask, structure.labels) for mask in (self.truth, self.predicted))
+        if self.ignore_label is not None:
+            is_counted = self.truth != self.ignore_label
+            truth, predicted = truth & is_counted, predicted & is_counted
+        return surface_score(truth, predicted, self.spacing_mm, tolerance_mm=tolerance_mm)
+
+
+def surface_dice_by_label(
+    case: CaseOverlap, masks: MaskPairOnGrid, *, tolerance_mm: float = USUAL_TOLERANCE_MM
+) -> dict[str, float]:
+    """The normalised surface Dice of every structure of a case, by its name."""
+    return {
+        item.structure.name: masks.score(item.structure, tolerance_mm).surface_dice
+        for item in (*case.structures, case.whole_organ)
+    }
+
+
+def mean_by_label(cases: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean over cases of each label's number; empty without cases."""
+    return {name: float(np.mean([case[name] for case in cases])) for name in (cases[0] if cases else ())}
 
 
 def measure_surfaces(
@@ -84,17 +119,14 @@ def _measure(case: CaseOverlap, rules: OverlapRules, tolerance_mm: float) -> lis
     reference = read_label_volume(Path(case.reference_file))
     truth = reference.voxels.reshape(reference.voxels.shape[:3])
     predicted = read_label_volume(Path(case.prediction_file)).voxels.reshape(truth.shape)
-    is_counted = np.ones(truth.shape, bool) if rules.ignore_label is None else truth != rules.ignore_label
+    masks = MaskPairOnGrid(
+        truth=truth, predicted=predicted, spacing_mm=reference.spacing_mm, ignore_label=rules.ignore_label
+    )
     return [
         SurfaceRow(
             case_id=case.case_id,
             label=item.structure.name,
-            score=surface_score(
-                np.isin(truth, item.structure.labels) & is_counted,
-                np.isin(predicted, item.structure.labels) & is_counted,
-                reference.spacing_mm,
-                tolerance_mm=tolerance_mm,
-            ),
+            score=masks.score(item.structure, tolerance_mm),
             volume_difference_ml=(item.counts.n_pred - item.counts.n_ref) * case.voxel_ml,
         )
         for item in (*case.structures, case.whole_organ)

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
+from nnunet.evaluation.class_outputs import SMALLEST_PROBABILITY
 from nnunet.evaluation.class_probabilities import (
-    SMALLEST_PROBABILITY,
     ProbabilityScores,
     checked_probabilities,
     checked_target,

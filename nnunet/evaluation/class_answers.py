@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet.evaluation.class_files import CASE_ENDING, SUBTYPE_COLUMNS, SUBTYPE_TABLE
+from nnunet.evaluation.class_outputs import CASE_ENDING, SUBTYPE_COLUMNS, SUBTYPE_TABLE
 from nnunet.evaluation.pairing import MASK_ENDINGS, listed
 from nnunet.evaluation.tables import (
     TIE_TOLERANCE,

@@ -1,74 +1,20 @@
-"""Files of the challenge's reference systems: what each is called, and its fields from our numbers."""
+"""Scores under the names of the challenge's reference systems, beside our own."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from nnunet.evaluation.class_metrics import weighted_of
-from nnunet.evaluation.class_probabilities import SMALLEST_PROBABILITY
 from nnunet.evaluation.class_scores import ClassScore
 from nnunet.evaluation.classification import ClassificationSummary
 from nnunet.evaluation.summary import SegmentationSummary
-from utils.storage import atomic_file, to_plain, write_json
+from utils.storage import to_plain
 
 CLASS_METRICS_FILE = "classification_metrics.json"
-SUBTYPE_TABLE = "subtype_results.csv"
-SUBTYPE_COLUMNS = ("Names", "Subtype")
-CASE_ENDING = "_classification.json"
-MASK_ENDING = ".nii.gz"  # the table names the case's mask
 AVERAGED = ("precision", "recall", "f1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassAnswer:
-    """The class of one case as it was predicted; `class_probs` has one entry per class and sums to 1."""
-
-    case_id: str
-    class_probs: tuple[float, ...]
-
-
-def write_class_files(folder: Path, answers: Sequence[ClassAnswer], class_names: Sequence[str]) -> None:
-    """Write subtype_results.csv over all answers and <case>_classification.json of each."""
-    for answer in answers:
-        write_json(folder / f"{answer.case_id}{CASE_ENDING}", case_record(answer, class_names))
-    with atomic_file(folder / SUBTYPE_TABLE) as stream:
-        stream.write(subtype_table(answers, class_names).encode())
-
-
-def subtype_table(answers: Sequence[ClassAnswer], class_names: Sequence[str]) -> str:
-    """The text of subtype_results.csv: each mask's name and its most probable class, sorted by name."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(SUBTYPE_COLUMNS)
-    for answer in sorted(answers, key=lambda item: item.case_id):
-        name = class_names[int(np.argmax(answer.class_probs))]
-        writer.writerow((f"{answer.case_id}{MASK_ENDING}", name))
-    return text.getvalue()
-
-
-def case_record(answer: ClassAnswer, class_names: Sequence[str]) -> dict[str, Any]:
-    """The content of <case>_classification.json.
-
-    `logits` are the logarithms of the probabilities: their softmax gives `probs`, also where these are
-    means over windows or members.
-    """
-    probs = np.asarray(answer.class_probs, dtype=np.float64)
-    predicted = int(probs.argmax())
-    return {
-        "logits": np.log(np.maximum(probs, SMALLEST_PROBABILITY)).tolist(),
-        "probs": probs.tolist(),
-        "pred": predicted,
-        "num_classes": len(class_names),
-        "class_name": class_names[predicted],
-        "class_names": list(class_names),
-    }
 
 
 def metrics_record(summary: ClassificationSummary) -> dict[str, Any]:

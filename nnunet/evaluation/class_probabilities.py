@@ -9,14 +9,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from nnunet.evaluation.class_metrics import divide, mean_of_defined
+from nnunet.evaluation.class_outputs import SMALLEST_PROBABILITY
 from utils.errors import DatasetError
 
 CALIBRATION_BINS = 15  # equal-width confidence bins (Guo et al. 2017)
 FEWER_BINS = 10  # the other usual number (Metrics Reloaded)
 SUM_TOLERANCE = 1e-3  # how far the probabilities of a case may be from 1 after rounding in a table
-SMALLEST_PROBABILITY = float(
-    np.finfo(np.float64).eps
-)  # keeps the logarithm of 0 finite, as scikit-learn does
 UNDEFINED = float("nan")
 
 

@@ -61,7 +61,7 @@ def convert(challenge: Path, **changes: object) -> tuple[Path, ...]:
     return run(ConvertOptions(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
-@pytest.mark.flag("dataset_name")
+@pytest.mark.flag("convert_pancreas:dataset_name")
 def test_the_command_writes_both_layouts_that_preprocessing_reads(challenge: Path) -> None:
     out = challenge.parent / "out"
     command = [sys.executable, str(ROOT / "scripts/convert_pancreas.py"), "--src_dir", str(challenge)]
@@ -86,7 +86,7 @@ def test_the_official_fold_stands_in_the_splits(challenge: Path) -> None:
         assert fold.val == ("quiz_1_020",)
 
 
-@pytest.mark.flag("train_folds")
+@pytest.mark.flag("convert_pancreas:train_folds")
 def test_further_folds_stay_inside_the_training_part_and_hold_every_subtype(challenge: Path) -> None:
     (root,) = convert(challenge, layout="nnunet", train_folds=2)
     folds = read_folds(root / "splits_final.json")
@@ -96,7 +96,7 @@ def test_further_folds_stay_inside_the_training_part_and_hold_every_subtype(chal
         assert sorted(name[:6] for name in fold.val) == ["quiz_0", "quiz_1"]
 
 
-@pytest.mark.flag("validation_apart", "layout")
+@pytest.mark.flag("convert_pancreas:validation_apart", "convert_pancreas:layout")
 def test_validation_may_lie_apart_from_training(challenge: Path) -> None:
     (root,) = convert(challenge, layout="decathlon", validation_apart=True)
     assert root.name == "Task042_Pancreas"

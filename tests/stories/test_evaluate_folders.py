@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_preprocessing.volume_io import write_volume
-from nnunet.evaluation.class_files import ClassAnswer, write_class_files
+from nnunet.evaluation.class_outputs import ClassAnswer, write_class_files
 from scripts.evaluate import main
 from utils.contracts import Plan
 from utils.errors import DatasetError, UserError
@@ -116,7 +116,7 @@ def test_every_form_of_the_predictions_gives_the_same_classes(
     assert metrics(predictions)["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
-@pytest.mark.flag("class_names", "output")
+@pytest.mark.flag("classification:class_names", "classification:output")
 def test_classes_may_be_given_names_and_results_a_folder(challenge: Path, predictions: Path) -> None:
     words = ["classification", str(challenge), str(predictions), "--class-names", "mild", "mixed", "wild"]
     main([*words, "-o", str(predictions / "out")])
@@ -193,7 +193,7 @@ def test_a_case_without_a_mask_is_named(challenge: Path, predictions: Path) -> N
         main(["whole_organ", str(challenge), str(predictions), "-np", "1"])
 
 
-@pytest.mark.flag("djfile", "pfile")
+@pytest.mark.flag("segmentation:djfile", "segmentation:pfile")
 def test_names_of_labels_come_from_either_description_and_both_must_agree(
     challenge: Path, predictions: Path, tmp_path: Path, make_plan: Callable[..., Plan]
 ) -> None:
@@ -234,7 +234,7 @@ def test_plans_of_nnunet_are_accepted_for_nifti_only(
         main(words)
 
 
-@pytest.mark.flag("surface_mm")
+@pytest.mark.flag("segmentation:surface_mm")
 def test_surfaces_are_measured_in_millimetres_on_request(challenge: Path, predictions: Path) -> None:
     words = ["segmentation", str(challenge), str(predictions), "-np", "1"]
     main([*words, "--surface_mm", "1.0"])
@@ -250,7 +250,7 @@ def test_surfaces_are_measured_in_millimetres_on_request(challenge: Path, predic
         main([*words, "--surface_mm", "-1"])
 
 
-@pytest.mark.flag("splits", "fold")
+@pytest.mark.flag("classification:splits", "classification:fold", "segmentation:splits", "segmentation:fold")
 def test_a_fold_chooses_the_cases_of_every_command(
     challenge: Path, predictions: Path, tmp_path: Path
 ) -> None:

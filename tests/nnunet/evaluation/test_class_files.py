@@ -16,14 +16,8 @@ from nnunet.evaluation.class_answers import (
     read_class_answers,
     texts_in,
 )
-from nnunet.evaluation.class_files import (
-    ClassAnswer,
-    case_record,
-    final_fields,
-    metrics_record,
-    subtype_table,
-    write_class_files,
-)
+from nnunet.evaluation.class_files import final_fields, metrics_record
+from nnunet.evaluation.class_outputs import ClassAnswer, case_record, subtype_table, write_class_files
 from nnunet.evaluation.classification import summarise_classes, summarise_classification
 from nnunet.evaluation.overlap import CaseSource, evaluate_case, overlap_rules
 from nnunet.evaluation.summary import summarise_segmentation

@@ -14,6 +14,7 @@ from data_loading.augmentations.base import DrawContext
 from data_loading.readers import OpenCases, open_volume
 from data_loading.recipes import build_recipe
 from scripts import benchmark_record as records
+from scripts.benchmark_loader import Measured, pooled
 from scripts.benchmark_meter import MeteredVolume, ReadMeter
 from scripts.benchmark_operators import always
 from utils.errors import DatasetError
@@ -140,6 +141,18 @@ def test_usage_is_what_lies_between_two_readings() -> None:
     assert late.since(early) == Usage(
         wall_s=10.0, process_s=20.0, machine_s=30.0, device_bytes=40, call_bytes=None
     )
+
+
+def test_loaders_that_work_together_add_up_by_the_slowest_clock() -> None:
+    def measured(wall_s: float, process_s: float, calls: int | None) -> Measured:
+        used = Usage(wall_s=wall_s, process_s=process_s, machine_s=5.0, device_bytes=4, call_bytes=calls)
+        return Measured(
+            first_batch_s=wall_s, laps_s=[[wall_s]], repeats=[used], voxel_bytes=10, peak_mb=wall_s
+        )
+
+    found = pooled([measured(2.0, 1.0, 3), measured(4.0, 1.5, None)])
+    assert found.repeats == [Usage(wall_s=4.0, process_s=2.5, machine_s=5.0, device_bytes=8, call_bytes=None)]
+    assert (found.processes, found.laps_s, found.voxel_bytes, found.peak_mb) == (2, [[4.0]], 20, 4.0)
 
 
 def test_work_uses_time_of_the_process() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.network import Architecture, MultiTaskUNet
@@ -17,9 +18,10 @@ from scripts import benchmark_network as networks
 from scripts import benchmark_record as records
 from scripts import benchmark_result as results
 from scripts import benchmark_train as training
-from scripts.benchmark_device import DeviceClock, matrix_peaks
+from scripts.benchmark_device import DeviceClock, largest_memory, matrix_peaks
 from scripts.benchmark_options import BenchmarkOptions
-from scripts.benchmark_predict import Passes, nvidia_prediction, synthetic_shape
+from scripts.benchmark_predict import Passes, Volumes, nvidia_prediction, synthetic_shape, volume_speed
+from scripts.benchmark_processes import Team
 from scripts.benchmark_refusals import refuse_impossible
 from scripts.benchmark_report import metrics_of
 from utils.contracts import Batch, Plan
@@ -167,6 +169,20 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         forward(torch.zeros(1))
 
 
+def test_a_team_averages_its_gradients_as_training_does() -> None:
+    options = options_of(*SMALL)
+    work = networks.network_work(options)
+    batch = networks.synthetic_batch(work, 1)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        step = training.training_step(work, options, Team(rank=0, size=2))
+        assert isinstance(step.forward, DistributedDataParallel)
+        assert torch.isfinite(step(batch))
+    finally:
+        distributed.destroy_process_group()
+    assert not isinstance(training.training_step(work, options).forward, DistributedDataParallel)
+
+
 # --- the clock ---------------------------------------------------------------------------------------------
 
 
@@ -176,6 +192,31 @@ def test_laps_and_waits_are_told_apart() -> None:
     assert stretch.laps_s == (4.0, 4.0, 2.0)
     assert stretch.waits_s == (1.0, 0.5, 0.0)
     assert training.waiting_share([stretch]) == pytest.approx(0.15)
+
+
+def test_of_each_repeat_the_slowest_process_counts() -> None:
+    def timed(*walls_s: float) -> training.Timed:
+        stretches = tuple(training.Stretch(wall_s=wall, laps_s=(wall,), waits_s=(0.0,)) for wall in walls_s)
+        memory = results.NetworkMemory(
+            peak_resident=walls_s[0], peak_allocated=None, peak_reserved=None, in_use=None
+        )
+        return training.Timed(first_step_s=1.0, stretches=stretches, memory=memory, last_loss=0.0)
+
+    found = [timed(1.0, 5.0, 3.0), timed(2.0, 4.0, 6.0)]
+    assert [stretch.wall_s for stretch in training.slowest(found)] == [2.0, 5.0, 6.0]
+    memory = largest_memory([one.memory for one in found])
+    assert (memory.peak_resident, memory.peak_allocated) == (2.0, None)
+
+
+def test_volumes_of_all_processes_are_counted_by_the_slowest_clock() -> None:
+    found = [
+        Volumes(mirror=True, voxels=(100, 300), laps_s=(2.0, 2.0, 9.0)),
+        Volumes(mirror=True, voxels=(200, 200), laps_s=(4.0, 4.0, 1.0)),
+    ]
+    speed = volume_speed(found)
+    assert (speed.tta, speed.volumes, speed.voxels) == (True, 4, 200)
+    assert speed.seconds_per_volume == 2.0  # two volumes in four seconds
+    assert speed.voxels_per_s == 800 / 4.0
 
 
 def test_nvidias_figures_leave_the_first_step_out() -> None:

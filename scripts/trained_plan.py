@@ -58,6 +58,11 @@ def _with_stages(plan: Plan, options: NetworkOptions) -> Plan:
             f"--min_fmap {min_fmap}: halving the patch {_text(plan.patch)} even once would leave an edge "
             f"below {min_fmap} voxels, and a U-Net needs two stages. Give a smaller --min_fmap."
         )
+    if topology.patch == topology.divisor:
+        raise UserError(
+            f"--depth {depth} --min_fmap {min_fmap}: the lowest stage would be a single voxel, which has no "
+            "mean and deviation to normalise by. Give a smaller --depth or a larger --min_fmap."
+        )
     if topology.patch != plan.patch:
         _say_once(
             f"The patch grows from {_text(plan.patch)} to {_text(topology.patch)} voxels, which the stages "

@@ -22,7 +22,11 @@ def main() -> None:
 
     command = read_command(sys.argv[1:], program="main.py", description=DESCRIPTION)
     options = command.options
-    if options.exec_mode == "train":
+    if options.benchmark:
+        from scripts import run_benchmark
+
+        run_benchmark.run(options)
+    elif options.exec_mode == "train":
         from scripts import train
 
         train.run(options, command.origins)

@@ -21,7 +21,11 @@ from typing import Any, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts import convert_brats, convert_pancreas
 from scripts.benchmark_options import BenchmarkOptions
+from scripts.download import DownloadOptions
+from scripts.evaluate import EvaluateOptions
+from scripts.evaluate_folders import ClassificationOptions, MaskOptions
 from scripts.preprocess import PreprocessOptions
 from scripts.run_options import RunOptions
 from scripts.run_recipes import NNUNET
@@ -51,17 +55,44 @@ instance_nvfuser`.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A program with options; `prefix` stands before them in marks."""
+    """A program with options; `prefix` stands before them in marks; each of them must have a test."""
 
     program: str
     kind: type
     prefix: str = ""
+    must_be_proven: bool = True
 
 
 COMMANDS = (
     Command(program="main.py", kind=RunOptions),
     Command(program="preprocess.py", kind=PreprocessOptions, prefix="preprocess:"),
     Command(program="scripts/benchmark.py", kind=BenchmarkOptions, prefix="benchmark:"),
+    Command(program="evaluate.py", kind=EvaluateOptions, prefix="evaluate:", must_be_proven=False),
+    Command(
+        program="evaluate.py classification",
+        kind=ClassificationOptions,
+        prefix="classification:",
+        must_be_proven=False,
+    ),
+    Command(
+        program="evaluate.py segmentation, evaluate.py whole_organ",
+        kind=MaskOptions,
+        prefix="segmentation:",
+        must_be_proven=False,
+    ),
+    Command(program="download.py", kind=DownloadOptions, prefix="download:", must_be_proven=False),
+    Command(
+        program="scripts/convert_pancreas.py",
+        kind=convert_pancreas.ConvertOptions,
+        prefix="convert_pancreas:",
+        must_be_proven=False,
+    ),
+    Command(
+        program="scripts/convert_brats.py",
+        kind=convert_brats.ConvertOptions,
+        prefix="convert_brats:",
+        must_be_proven=False,
+    ),
 )
 CONFIG = "A TOML or JSON file of options; may be given several times, the later file wins."
 
@@ -166,7 +197,7 @@ def unproven(proofs: Mapping[str, Sequence[str]]) -> list[str]:
         f"{command.prefix}{name}"
         for command in COMMANDS
         for name in flatten(command.kind)
-        if f"{command.prefix}{name}" not in proofs
+        if command.must_be_proven and f"{command.prefix}{name}" not in proofs
     ]
 
 

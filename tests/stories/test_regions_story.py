@@ -180,14 +180,14 @@ def test_arrays_of_region_probabilities_are_scored_as_the_masks_they_write(
 
 def test_other_regions_of_the_same_masks_are_planned_anew(tmp_path: Path) -> None:
     phantom = prepare(tmp_path, {"labels": REGIONS, "regions_class_order": [1, 2]})
-    assert plan_of(phantom).region_names == ("whole", "lesion")
+    assert plan_of(phantom).regions == ((1, 2), (2,))
     description = read_json(phantom.raw / "dataset.json")
-    description["labels"] = {"background": 0, "duct": [1], "lesion": [2]}
+    description["labels"] = {"background": 0, "whole": [1], "lesion": [2]}  # the same names
     write_json(phantom.raw / "dataset.json", description)
     words = ["--data", str(phantom.raw.parent), "--results", str(phantom.prepared), "--task", TASK]
     words += ["--n_jobs", "1"]
     preprocess.run(parse(preprocess.PreprocessOptions, words, program="preprocess.py", description=""))
-    assert (plan_of(phantom).region_names, plan_of(phantom).regions) == (("duct", "lesion"), ((1,), (2,)))
+    assert plan_of(phantom).regions == ((1,), (2,))
 
 
 # --- ignore label ------------------------------------------------------------------------------------------

@@ -190,23 +190,30 @@ def _loaders(places: Places, sizes: Sizes) -> tuple[Part, ...]:
     little = ("--data", str(places.data), "--task", "104", "--patch", *sizes.little_patch.split())
     little += ("--batch_size", sizes.little_batch, "--num_workers", str(NUM_WORKERS))
     counts = ("--warmup", "8", "--train_batches", sizes.loader_batches, "--repeats", "3")
+    large = _large(places, sizes)
+    kinds = (
+        ("large, graph", large, ("--augment_in", "graph")),  # the volumes lie on the GPU where they fit
+        ("large, graph, volumes on the host", large, ("--augment_in", "graph", "--residency", "memory")),
+        ("large, host", large, ("--augment_in", "host")),
+        ("little, graph", little, ("--augment_in", "graph")),
+        ("little, host", little, ("--augment_in", "host")),
+    )
     return tuple(
-        _benchmark(
-            f"loader, {name}, {place}", "loader", "--mode", "loader", *where, *counts, "--augment_in", place
-        )
-        for name, where in (("large", _large(places, sizes)), ("little", little))
-        for place in ("graph", "host")
+        _benchmark(f"loader, {name}", "loader", "--mode", "loader", *where, *counts, *words)
+        for name, where, words in kinds
     )
 
 
 def _real_and_synthetic(places: Places, sizes: Sizes) -> tuple[Part, ...]:
     return tuple(
         _benchmark(
-            f"train, large, amp, {source} input",
+            f"train, large, amp, {source} input, {layout}",
             "train_large",
-            *("--mode", "train", "--input", source, "--amp", *_large(places, sizes), *sizes.steps),
+            *("--mode", "train", "--input", source, "--layout", layout, "--amp"),
+            *_large(places, sizes),
+            *sizes.steps,
         )
-        for source in ("real", "synthetic")
+        for source, layout in (("real", "NCDHW"), ("real", "NDHWC"), ("synthetic", "NDHWC"))
     )
 
 

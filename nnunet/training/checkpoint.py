@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -81,13 +81,16 @@ def model_card(plan: Plan, architecture: Architecture, training_cases: Sequence[
 
 
 def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights: Iterable[str]) -> None:
-    """DatasetError that names what differs, if a run cannot be continued from `checkpoint`."""
+    """DatasetError that names what differs, if a run cannot be continued from `checkpoint`.
+
+    What an older program did not know to write has its default.
+    """
     stored = checkpoint.get(MODEL_KEY, {})
     changed = [
         f"{part}.{name}"
-        for part in ("plan", "architecture")
+        for part, record in (("plan", Plan), ("architecture", Architecture))
         for name, value in card[part].items()
-        if stored.get(part, {}).get(name) != value
+        if (_defaults(record) | stored.get(part, {})).get(name) != value
     ]
     if not changed and set(checkpoint["state_dict"]) != set(weights):
         changed = ["ema (the average of the weights)"]
@@ -96,6 +99,10 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
             f"The checkpoint was trained with another {', '.join(changed)}. "
             "Resume with the options of that run, or train into another results folder."
         )
+
+
+def _defaults(record: type) -> dict[str, Any]:
+    return {field.name: to_plain(field.default) for field in fields(record) if field.default is not MISSING}
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:

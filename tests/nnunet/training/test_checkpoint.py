@@ -14,7 +14,9 @@ from nnunet.training.checkpoint import (
     NETWORK_PREFIX,
     AtomicCheckpointIO,
     load_model,
+    model_card,
     read_checkpoint,
+    refuse_other_model,
 )
 from utils.errors import DatasetError, StorageFault
 
@@ -174,3 +176,13 @@ def test_until_it_is_whole_the_checkpoint_is_written_beside_its_target(
 
 def test_removing_a_checkpoint_that_is_gone_is_no_error(tmp_path: Path) -> None:
     AtomicCheckpointIO().remove_checkpoint(tmp_path / "gone.ckpt")
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_lacks_what_later_programs_write(tiny_run: "TinyRun") -> None:
+    content = read_checkpoint(tiny_run.checkpoint)
+    card = model_card(tiny_run.plan, tiny_run.module.architecture)
+    del content[MODEL_KEY]["plan"]["region_names"]
+    refuse_other_model(content, card, content["state_dict"])
+    content[MODEL_KEY]["plan"]["region_names"] = ["whole"]
+    with pytest.raises(DatasetError, match="another plan.region_names"):
+        refuse_other_model(content, card, content["state_dict"])

@@ -31,7 +31,7 @@ def class_logits_of(output: ModelOutput) -> Tensor:
 
 
 @pytest.mark.parametrize("encoder", ["plain", "residual", "attention_gated:balance=1"])
-@pytest.mark.parametrize("branch", NAMES)
+@pytest.mark.parametrize("branch", [*NAMES, "roi_pooled:stages=0", "multi_scale:stages=1,arms=encoder"])
 @pytest.mark.parametrize("regions", [(), REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_every_parameter_takes_part_in_a_training_step(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import compare_variants as variants
 from benchmarks.cold_cache import touched_pages
 from benchmarks.compare_loaders import figure_at, order_of, result_of, summary_of, without_folders
 from data_loading.augmentations.base import DrawContext
@@ -214,3 +215,15 @@ def test_the_ratio_is_ours_over_the_peers() -> None:
 def test_commands_are_written_without_folders() -> None:
     words = ["/opt/peer/bin/python", "run.py", "--raw", "/data/my raw", "--batch", "2"]
     assert without_folders(words) == "python run.py --raw 'my raw' --batch 2"
+
+
+def test_every_variant_goes_first_in_turn() -> None:
+    assert [variants.order_of(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_variants_are_set_against_the_last_one_round_by_round() -> None:
+    runs = {"real": [{"value": 8.0}, {"value": 2.0}, {"value": 6.0}], "synthetic": [{"value": 10.0}] * 3}
+    summary = variants.summary_of(runs)
+    assert summary["real"]["ratios"] == [0.8, 0.2, 0.6]
+    assert (summary["real"]["median"], summary["real"]["ratio_to_last"]) == (6.0, 0.6)
+    assert summary["synthetic"]["ratio_to_last"] == 1.0

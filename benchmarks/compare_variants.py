@@ -1,0 +1,98 @@
+"""Variants of one benchmark of ours, run in turn, as one JSON file: real patches beside synthetic ones.
+
+python benchmarks/compare_variants.py --out FILE.json [--rounds 3] [--key patches_per_s.median] \\
+    --variant NAME "OPTIONS" --variant NAME "OPTIONS" ... -- COMMON_OPTIONS_OF_SCRIPTS_BENCHMARK_PY
+
+Each round runs every variant once; who goes first moves on from round to round. `--key` is the dotted path of
+the compared figure. The file says how busy the machine was, and how many cores others used before each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.compare_loaders import Run, run_once, without_folders  # noqa: E402
+from scripts.benchmark_record import machine_record  # noqa: E402
+from utils.storage import write_json  # noqa: E402
+
+SCHEMA = 1
+
+
+def order_of(names: Sequence[str], number: int) -> list[str]:
+    """The names in the order of round `number`: each is the first one once, then again."""
+    start = number % len(names)
+    return [*names[start:], *names[:start]]
+
+
+def summary_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Per variant: ends and median of the figure, and its ratio to the last variant's in the same round."""
+    values = {name: [run["value"] for run in found] for name, found in runs.items()}
+    reference = values[list(values)[-1]]
+    return {
+        name: {
+            "min": min(found),
+            "median": median(found),
+            "max": max(found),
+            "all": found,
+            "ratio_to_last": median(one / other for one, other in zip(found, reference, strict=True)),
+            "ratios": [one / other for one, other in zip(found, reference, strict=True)],
+        }
+        for name, found in values.items()
+    }
+
+
+def busy_cores(seconds: float = 2.0) -> float:
+    """Cores that other programs keep busy while we wait."""
+    return psutil.cpu_percent(interval=seconds) / 100 * (os.cpu_count() or 1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Variants of one benchmark, run in turn.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--key", default="patches_per_s.median", help="dotted path of the compared figure")
+    parser.add_argument("--variant", nargs=2, action="append", required=True, metavar=("NAME", "OPTIONS"))
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="-- options of scripts/benchmark.py")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all in turn; the file is written anew after every round."""
+    chosen = parse_arguments()
+    common = [option for option in chosen.options if option != "--"]
+    start = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--json", *common]
+    commands = {name: [*start, *shlex.split(options)] for name, options in chosen.variant}
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for number in range(chosen.rounds):
+        for name in order_of(list(commands), number):
+            others = busy_cores()
+            runs[name].append(run_once(commands[name], chosen.key) | {"others_cores_before": others})
+            print(number, name, round(runs[name][-1]["value"], 3), round(others, 2), flush=True)  # noqa: T201
+        write_json(
+            chosen.out,
+            {
+                "schema": SCHEMA,
+                "machine": machine_record(None),
+                "commands": {name: without_folders(command) for name, command in commands.items()},
+                "key": chosen.key,
+                "summary": summary_of(runs),
+                "runs": runs,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet.evaluation.baselines import VolumeBaseline, volume_baseline
 from nnunet.evaluation.bootstrap import Resampling
@@ -116,9 +116,9 @@ def notes_of(result: ClassResult) -> tuple[str, ...]:
 
 def _class_table(summary: ClassificationSummary) -> Table:
     columns = ("cases", "precision", "recall", "speci-\nficity", "F1", "AUROC", "LR+", "LR-")
-    table = Table("class", title=f"Classes of {summary.num_cases} cases")
+    table = Table(Column("class", overflow="fold"), title=f"Classes of {summary.num_cases} cases")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for item in summary.per_class:
         numbers = (item.precision, item.recall, item.specificity, item.f1, item.auroc.value)
         table.add_row(

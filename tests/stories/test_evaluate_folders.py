@@ -151,7 +151,9 @@ def test_a_mask_without_a_class_is_named(predictions: Path, tmp_path: Path) -> N
 
 def test_a_class_that_no_case_shows_is_a_class_all_the_same(predictions: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.csv").write_text("case,class\nquiz_0_001,0\nquiz_2_004,2\n")
-    main(["classification", str(tmp_path / "classes.csv"), str(predictions / "subtype_results.csv")])
+    table = predictions / "subtype_results.csv"
+    table.write_text("Names,Subtype\nquiz_0_001.nii.gz,0\nquiz_2_004.nii.gz,2\n")
+    main(["classification", str(tmp_path / "classes.csv"), str(table)])
     record = metrics(predictions)
     assert record["class_names"] == ["0", "1", "2"]
     assert record["absent_classes"] == ["1"]

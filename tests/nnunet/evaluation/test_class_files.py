@@ -78,14 +78,15 @@ def test_final_fields_hold_the_numbers_of_classes_and_masks() -> None:
     truth, predicted = np.array([1, 1, 2, 0]), np.array([1, 0, 2, 2])
     case = evaluate_case("a", truth, predicted, rules, source=CaseSource(voxel_ml=0.5))
     segmentation = summarise_segmentation([case], resampling=FEW)
-    probs = np.eye(3)[PREDICTED] * 0.7 + 0.1
+    probs = np.eye(3)[PREDICTED] + np.random.default_rng(0).dirichlet(np.ones(3), 36)
+    probs /= probs.sum(axis=1, keepdims=True)
     summary = summarise_classification(TARGET, probs, NAMES, resampling=FEW)
     fields = final_fields(summary, segmentation, {"lesion": 0.25})
     assert fields["val_dsc_class1_mean"] == pytest.approx(2 / 3)
     assert fields["val_dsc_whole_pancreas_mean"] == pytest.approx(2 * 2 / (3 + 3))
     assert (fields["val_avd_class1_mean"], fields["val_avd_class2_mean"]) == (0.5, 0.5)
     assert (fields["val_nsd_class1_mean"], fields["val_nsd_class2_mean"]) == (None, 0.25)
-    assert fields["val_ece"] == summary.probability.ece_10
+    assert fields["val_ece"] == summary.probability.ece_10 != summary.probability.ece
     assert fields["class_1_support"] == 15
     assert fields["class_1_accuracy"] == pytest.approx((9 + 15) / 36)
     wanted = ("val_balanced_accuracy", "val_f1_macro", "val_f1_weighted", "val_auroc", "val_lr_plus")

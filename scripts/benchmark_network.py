@@ -184,7 +184,7 @@ def batches_of(work: NetworkWork, seed: int) -> Iterator[Iterator[Batch]]:
         loader.close()
 
 
-def forward_of(network: torch.nn.Module, *, is_compiled: bool) -> Callable[[Tensor], ModelOutput]:
+def forward_of(network: torch.nn.Module, *, is_compiled: bool) -> Callable[..., ModelOutput]:
     """The network, or its compiled form; that one fails at its first call, as EnvironmentFault."""
     if not is_compiled:
         return network
@@ -193,9 +193,9 @@ def forward_of(network: torch.nn.Module, *, is_compiled: bool) -> Callable[[Tens
 
     compiled: Any = torch.compile(network)
 
-    def forward(image: Tensor) -> ModelOutput:
+    def forward(*inputs: Tensor | None) -> ModelOutput:
         try:
-            return compiled(image)
+            return compiled(*inputs)
         except (TorchDynamoException, InductorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise EnvironmentFault(f"torch.compile failed ({reason}). Leave --compile away.") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet.inference.sliding_window import WindowRule
-from nnunet.training.module import ModuleSettings, MultiTaskModule
+from nnunet.training.module import ModuleSettings, MultiTaskModule, guide_of
 from nnunet.training.optimisers import build_optimiser, set_learning_rate
 from scripts import benchmark_record as records
 from scripts.assemble import build_loss
@@ -42,7 +42,7 @@ class TrainingStep:
 
     work: NetworkWork
     module: MultiTaskModule
-    forward: Callable[[Tensor], ModelOutput]
+    forward: Callable[..., ModelOutput]
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     clip: float
@@ -54,7 +54,8 @@ class TrainingStep:
         progress = module.clock.progress(self.done)
         set_learning_rate(self.optimiser, module.schedule.factor(progress, self.done))
         with self.work.autocast():
-            loss = module.loss(self.forward(batch.image), batch).total
+            output = self.forward(batch.image, guide_of(module.network, batch))
+            loss = module.loss(output, batch).total
         self.optimiser.zero_grad()
         self.scaler.scale(loss).backward()
         # Both do nothing where no loss is scaled.
@@ -72,14 +73,14 @@ class TrainingStep:
 class Called(nn.Module):
     """A network that is called through a function, such as its compiled form."""
 
-    def __init__(self, network: nn.Module, forward: Callable[[Tensor], ModelOutput]) -> None:
+    def __init__(self, network: nn.Module, forward: Callable[..., ModelOutput]) -> None:
         super().__init__()
         self.network = network
         self._function = forward
 
-    def forward(self, image: Tensor) -> ModelOutput:
+    def forward(self, image: Tensor, guide: Tensor | None) -> ModelOutput:
         """The function's answer."""
-        return self._function(image)
+        return self._function(image, guide)
 
 
 def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALONE) -> TrainingStep:
@@ -112,7 +113,7 @@ def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALO
     )
 
 
-def _forward(work: NetworkWork, options: BenchmarkOptions, team: Team) -> Callable[[Tensor], ModelOutput]:
+def _forward(work: NetworkWork, options: BenchmarkOptions, team: Team) -> Callable[..., ModelOutput]:
     forward = forward_of(work.network, is_compiled=options.compile)
     if team.size == 1:
         return forward

@@ -95,8 +95,8 @@ class MultiTaskModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch; sums over the counted cases stay on the device until the epoch ends."""
-        guide = batch.label[0] if self.network.takes_guide and batch.label else None
-        terms = self.loss((self._compiled or self.network)(batch.image, guide), batch)
+        output = (self._compiled or self.network)(batch.image, guide_of(self.network, batch))
+        terms = self.loss(output, batch)
         means = {
             "train/loss": terms.total.detach(),
             "train/loss_segmentation": terms.segmentation,
@@ -146,6 +146,11 @@ class MultiTaskModule(lightning.LightningModule):
         """Refuse the weights of another model, then carry the time of the earlier run on."""
         refuse_other_model(checkpoint, model_card(self.plan, self.architecture), self.state_dict().keys())
         self.clock.earlier_seconds = float(checkpoint["train_seconds"])
+
+
+def guide_of(network: MultiTaskUNet, batch: Batch) -> Tensor | None:
+    """The finest target, for a network whose branch may look at it in training."""
+    return batch.label[0] if network.takes_guide and batch.label else None
 
 
 def _averaged(network: MultiTaskUNet, decay: float) -> AveragedModel | None:

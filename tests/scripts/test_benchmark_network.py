@@ -371,3 +371,13 @@ def test_the_log_has_nvidias_names_and_units() -> None:
     assert units["throughput_train"] == "images/s"
     assert {units[f"latency_train_{tail}"] for tail in ("mean", "90", "95", "99")} == {"ms"}
     assert units["train/patches_per_s"] == "patches/s"
+
+
+def test_made_up_targets_are_coded_as_the_plan_says() -> None:
+    work = networks.network_work(options_of(*SMALL, "--labels", "3"))
+    plan = replace(work.plan, regions=((1, 2), (2,)), ignore_label=3)
+    (fine, *_) = networks.synthetic_batch(replace(work, fold=replace(work.fold, plan=plan)), 0).label
+    assert (fine.shape[1], fine.dtype, int(fine.max())) == (3, torch.uint8, 1)
+    ignoring = replace(work.plan, ignore_label=3)
+    (fine, *_) = networks.synthetic_batch(replace(work, fold=replace(work.fold, plan=ignoring)), 0).label
+    assert (fine.shape[1], fine.dtype, int(fine.max())) == (1, torch.int16, 3)

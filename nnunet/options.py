@@ -134,6 +134,9 @@ class InferenceOptions:
     """Average over mirrored views as well (8 in 3-D, 4 in 2-D); --disable_tta turns it off, as --no_tta."""
     val_batch_size: int = 4
     """Windows that pass through the network at once."""
+    class_vote: Literal["lesion_mass", "mean", "max_mass"] = "lesion_mass"
+    """What the class answer of a window counts in that of its case: its predicted lesion voxels, the same for
+    all windows, or everything for the window with the most lesion. Without any lesion all count alike."""
     invert_resampled_y: bool = False
     """Score the validation of each epoch on the scanner's grid too, not on the resampled one. The final
     validation always is."""

@@ -83,6 +83,7 @@ def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> Windo
         batch_size=options.val_batch_size,
         mirror=mirror,
         coding=LabelCoding.of_plan(plan),
+        class_vote=options.class_vote,
     )
 
 

@@ -72,6 +72,7 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
         batch_size=inference.val_batch_size,
         mirror=inference.tta,
         coding=LabelCoding.of_plan(model.plan),
+        class_vote=inference.class_vote,
     )
     return ModelRun(model=model, rule=rule, device=device, amp=options.training.amp)
 

@@ -17,6 +17,7 @@ from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
 
 GAUSSIAN_SIGMA = 1 / 8  # of the patch edge (Isensee et al. 2021)
+CLASS_VOTES = ("lesion_mass", "mean", "max_mass")
 
 Network = Callable[[Tensor], ModelOutput]
 
@@ -25,7 +26,9 @@ Network = Callable[[Tensor], ModelOutput]
 class WindowRule:
     """How a volume is cut into windows and put together again.
 
-    `coding` says what the channels of the logits mean; without one they are labels.
+    `coding` says what the channels of the logits mean; without one they are labels. `class_vote` is what the
+    class answer of a window counts: its predicted lesion voxels (`lesion_mass`), the same for all (`mean`),
+    or everything for the window with the most lesion in its view (`max_mass`).
     """
 
     patch: Shape
@@ -34,16 +37,30 @@ class WindowRule:
     batch_size: int = 4
     mirror: bool = False
     coding: LabelCoding | None = None
+    class_vote: str = "lesion_mass"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise UserError(f"overlap should be at least 0 and below 1, got {self.overlap}.")
         if self.batch_size < 1:
             raise UserError(f"val_batch_size should be at least 1, got {self.batch_size}.")
+        if self.class_vote not in CLASS_VOTES:
+            raise UserError(f"class_vote should be one of {', '.join(CLASS_VOTES)}, got {self.class_vote!r}.")
 
     def coding_of(self, num_channels: int) -> LabelCoding:
         """What logits with so many channels mean."""
         return self.coding or LabelCoding(num_labels=num_channels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowVotes:
+    """What the windows of one batch say about the class, for each of V mirrored views.
+
+    `probs` (V, B, K) are the class probabilities, `mass` (V, B) the predicted voxels of lesion.
+    """
+
+    probs: Tensor
+    mass: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,15 +98,16 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
     """Run `network` over (1, C, D, H, W) `volume`, on the volume's device.
 
     The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged
-    as logits. Class probabilities are averaged with the predicted mass of the lesion (the last label) as
-    weight, so a window without lesion has no vote; where no window has any, all count equally.
+    as logits. Class probabilities are averaged over windows and views as `rule.class_vote` says: with the
+    predicted mass of the lesion (the last label) as weight, a window without lesion has no vote. Where no
+    window has any lesion, all count equally.
     """
     padding = _padding(volume.shape[2:], rule.patch)
     padded = F.pad(volume, padding)
     weight = blend_weight(rule).to(volume.device)
     total: Tensor | None = None
     norm = torch.zeros(padded.shape[2:], device=volume.device)
-    votes: list[tuple[Tensor, Tensor]] = []
+    votes: list[WindowVotes] = []
     for places in _batches(tuple(padded.shape[2:]), rule):
         logits, votes_here = _views(network, torch.cat([_cut(padded, p, rule.patch) for p in places]), rule)
         if total is None:
@@ -98,12 +116,13 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
             d, h, w = (slice(start, start + size) for start, size in zip(place, rule.patch, strict=True))
             total[:, d, h, w] += window * weight
             norm[d, h, w] += weight
-        votes.extend(votes_here)
+        if votes_here is not None:
+            votes.append(votes_here)
     assert total is not None
     total /= norm
     left, _, top, _, front, _ = padding
     d, h, w = (slice(o, o + s) for o, s in zip((front, top, left), volume.shape[2:], strict=True))
-    return VolumeOutput(label_logits=total[:, d, h, w], class_probs=_count(votes))
+    return VolumeOutput(label_logits=total[:, d, h, w], class_probs=_count(votes, rule.class_vote))
 
 
 def _padding(shape: torch.Size, patch: Shape) -> list[int]:
@@ -127,10 +146,10 @@ def _cut(volume: Tensor, place: tuple[int, ...], patch: Shape) -> Tensor:
     return volume[:, :, d, h, w]
 
 
-def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Mean logits over the mirrored views, and per view the windows' (class probabilities, lesion mass)."""
+def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor, WindowVotes | None]:
+    """Mean logits over the mirrored views, and what each view of the windows says about the class."""
     views = mirrored_axes(rule.patch) if rule.mirror else ((),)
-    mean, votes = None, []
+    mean, probs, masses = None, [], []
     for axes in views:
         output = network(windows.flip(axes) if axes else windows)
         logits = output.label_logits[0].float()
@@ -138,16 +157,23 @@ def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor,
         mean = logits / len(views) if mean is None else mean + logits / len(views)
         if output.class_logits is not None:
             lesion = rule.coding_of(logits.shape[1]).anatomy.is_lesion(logits)
-            mass = lesion.flatten(1).sum(dim=1)
-            votes.append((output.class_logits.float().softmax(dim=1), mass))
+            probs.append(output.class_logits.float().softmax(dim=1))
+            masses.append(lesion.flatten(1).sum(dim=1))
     assert mean is not None
-    return mean, votes
+    return mean, WindowVotes(probs=torch.stack(probs), mass=torch.stack(masses)) if probs else None
 
 
-def _count(votes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+def _count(votes: list[WindowVotes], class_vote: str) -> Tensor | None:
+    """(K,) class probabilities of the case; views count alike but for the lesion that they show."""
     if not votes:
         return None
-    probs = torch.cat([vote for vote, _ in votes])
-    mass = torch.cat([mass for _, mass in votes]).float()
-    weight = torch.where(mass.any(), mass, torch.ones_like(mass))
-    return (probs * weight.unsqueeze(1)).sum(dim=0) / weight.sum()
+    probs = torch.cat([vote.probs for vote in votes], dim=1)
+    mass = torch.cat([vote.mass for vote in votes], dim=1).float()
+    weight = mass
+    if class_vote == "max_mass":
+        largest = mass.argmax(dim=1, keepdim=True)
+        weight = torch.zeros_like(mass).scatter(1, largest, (mass.amax(dim=1, keepdim=True) > 0).float())
+    if class_vote == "mean":
+        weight = torch.ones_like(mass)
+    weight = torch.where(weight.any(), weight, torch.ones_like(mass))
+    return (probs * weight.unsqueeze(2)).sum(dim=(0, 1)) / weight.sum()

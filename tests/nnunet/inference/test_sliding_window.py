@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet.inference.sliding_window import WindowRule, blend_weight, predict_volume, window_starts
+from nnunet.inference.sliding_window import (
+    CLASS_VOTES,
+    WindowRule,
+    blend_weight,
+    predict_volume,
+    window_starts,
+)
 from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
@@ -189,6 +195,61 @@ def test_a_larger_lesion_has_a_larger_vote() -> None:
     volume[..., 0:3], volume[..., 7] = 1.0, 1.0
     output = predict_volume(by_mean, volume, WindowRule(patch=(1, 1, 4), overlap=0.0))
     torch.testing.assert_close(output.class_probs, torch.tensor([0.75, 0.25]))
+
+
+def by_size(windows: Tensor) -> ModelOutput:
+    """Class 0, 1 or 2: as many voxels as are above 0, which are the lesion (label 1)."""
+    count = (windows > 0).flatten(1).sum(dim=1).clamp(max=2)
+    return ModelOutput(
+        label_logits=(torch.cat([torch.full_like(windows, 0.5), windows], dim=1),),
+        class_logits=50.0 * torch.nn.functional.one_hot(count, 3).float(),
+    )
+
+
+def two_lesions(num_windows: int) -> Tensor:
+    """Windows of four voxels: two lesion voxels in the first, one in the second, none in the others."""
+    volume = torch.zeros(1, 1, 1, 1, 4 * num_windows)
+    volume[..., 0:2], volume[..., 4] = 1.0, 1.0
+    return volume
+
+
+@pytest.mark.flag("class_vote")
+@pytest.mark.parametrize(
+    ("class_vote", "expected"),
+    [("lesion_mass", [0, 1 / 3, 2 / 3]), ("mean", [1 / 3, 1 / 3, 1 / 3]), ("max_mass", [0.0, 0.0, 1.0])],
+)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_windows_vote_as_asked(class_vote: str, expected: list[float], *, mirror: bool) -> None:
+    rule = WindowRule(patch=(1, 1, 4), overlap=0.0, class_vote=class_vote, mirror=mirror)
+    output = predict_volume(by_size, two_lesions(3), rule)
+    torch.testing.assert_close(output.class_probs, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("class_vote", CLASS_VOTES)
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_only_a_plain_mean_is_moved_by_lesion_free_windows(class_vote: str, overlap: float) -> None:
+    rule = WindowRule(patch=(1, 1, 4), overlap=overlap, class_vote=class_vote)
+    small, large = (predict_volume(by_size, two_lesions(size), rule).class_probs for size in (3, 30))
+    assert small is not None
+    assert large is not None
+    assert torch.allclose(small, large, atol=1e-6) == (class_vote != "mean")
+
+
+@pytest.mark.parametrize("class_vote", CLASS_VOTES)
+def test_without_any_lesion_every_way_to_vote_is_the_mean(class_vote: str) -> None:
+    def by_place(windows: Tensor) -> ModelOutput:
+        logits = torch.cat([windows.mean(dim=(2, 3, 4)), torch.zeros(len(windows), 1)], dim=1)
+        return ModelOutput(label_logits=(torch.cat([windows, windows - 1], dim=1),), class_logits=logits)
+
+    volume = torch.zeros(1, 1, 1, 1, 8)
+    volume[..., 4:] = 50.0
+    output = predict_volume(by_place, volume, WindowRule(patch=(1, 1, 4), overlap=0.0, class_vote=class_vote))
+    torch.testing.assert_close(output.class_probs, torch.tensor([0.75, 0.25]))
+
+
+def test_an_unknown_vote_is_refused() -> None:
+    with pytest.raises(UserError, match="class_vote should be one of lesion_mass, mean, max_mass, got 'all'"):
+        WindowRule(patch=(1, 8, 8), class_vote="all")
 
 
 def test_logits_of_a_half_precision_network_are_averaged_in_single_precision() -> None:

@@ -1,10 +1,11 @@
 """Variants of one benchmark of ours, run in turn, as one JSON file: real patches beside synthetic ones.
 
-python benchmarks/compare_variants.py --out FILE.json [--rounds 3] [--key patches_per_s.median] \\
+python benchmarks/compare_variants.py --out FILE.json [--rounds 3] [--keys PATH ...] \\
     --variant NAME "OPTIONS" --variant NAME "OPTIONS" ... -- COMMON_OPTIONS_OF_SCRIPTS_BENCHMARK_PY
 
-Each round runs every variant once; who goes first moves on from round to round. `--key` is the dotted path of
-the compared figure. The file says how busy the machine was, and how many cores others used before each run.
+Each round runs every variant once; who goes first moves on from round to round. `--keys` are the dotted paths
+of the compared figures, by default speed and processor time per patch: other programs lower the first, and
+change the second less. The file says how many cores they used before each run.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.compare_loaders import Run, run_once, without_folders  # noqa: E402
+from benchmarks.compare_loaders import Run, figure_at, run_once, without_folders  # noqa: E402
 from scripts.benchmark_record import machine_record  # noqa: E402
 from utils.storage import write_json  # noqa: E402
 
 SCHEMA = 1
+KEYS = ("patches_per_s.median", "processor.ms_per_patch")
 
 
 def order_of(names: Sequence[str], number: int) -> list[str]:
@@ -36,21 +38,25 @@ def order_of(names: Sequence[str], number: int) -> list[str]:
     return [*names[start:], *names[:start]]
 
 
-def summary_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Per variant: ends and median of the figure, and its ratio to the last variant's in the same round."""
-    values = {name: [run["value"] for run in found] for name, found in runs.items()}
+def summary_of(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Per variant: ends and median of one figure, and its ratio to the last variant's in the same round."""
     reference = values[list(values)[-1]]
     return {
         name: {
             "min": min(found),
             "median": median(found),
             "max": max(found),
-            "all": found,
+            "all": list(found),
             "ratio_to_last": median(one / other for one, other in zip(found, reference, strict=True)),
             "ratios": [one / other for one, other in zip(found, reference, strict=True)],
         }
         for name, found in values.items()
     }
+
+
+def values_of(runs: Mapping[str, Sequence[Run]], key: str) -> dict[str, list[float]]:
+    """The figure at the dotted path of every run."""
+    return {name: [figure_at(run["result"], key) for run in found] for name, found in runs.items()}
 
 
 def busy_cores(seconds: float = 2.0) -> float:
@@ -63,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Variants of one benchmark, run in turn.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--key", default="patches_per_s.median", help="dotted path of the compared figure")
+    parser.add_argument("--keys", nargs="+", default=KEYS, help="dotted paths of the compared figures")
     parser.add_argument("--variant", nargs=2, action="append", required=True, metavar=("NAME", "OPTIONS"))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="-- options of scripts/benchmark.py")
     return parser.parse_args()
@@ -79,7 +85,7 @@ def main() -> None:
     for number in range(chosen.rounds):
         for name in order_of(list(commands), number):
             others = busy_cores()
-            runs[name].append(run_once(commands[name], chosen.key) | {"others_cores_before": others})
+            runs[name].append(run_once(commands[name], chosen.keys[0]) | {"others_cores_before": others})
             print(number, name, round(runs[name][-1]["value"], 3), round(others, 2), flush=True)  # noqa: T201
         write_json(
             chosen.out,
@@ -87,8 +93,7 @@ def main() -> None:
                 "schema": SCHEMA,
                 "machine": machine_record(None),
                 "commands": {name: without_folders(command) for name, command in commands.items()},
-                "key": chosen.key,
-                "summary": summary_of(runs),
+                "summary": {key: summary_of(values_of(runs, key)) for key in chosen.keys},
                 "runs": runs,
             },
         )

@@ -176,14 +176,16 @@ def pooled(found: Sequence[Measured]) -> Measured:
         processes=len(found),
         first_batch_s=max(one.first_batch_s for one in found),
         laps_s=[found[rank].laps_s[number] for number, rank in enumerate(slowest)],
-        repeats=[_pooled_usage(used) for used in repeats],
+        repeats=[pooled_usage(used) for used in repeats],
         voxel_bytes=sum(one.voxel_bytes for one in found),
         peak_mb=max(one.peak_mb for one in found),
         device_mb=max(devices, default=None),
     )
 
 
-def _pooled_usage(used: Sequence[Usage]) -> Usage:
+def pooled_usage(used: Sequence[Usage]) -> Usage:
+    """What several processes used in the same time: the longest clock, the work of all."""
+
     def total(counts: Sequence[int | None]) -> int | None:
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
@@ -233,12 +235,13 @@ def _record(
             from_device=_per_patch([used.device_bytes for used in measured.repeats], per_repeat),
             by_calls=_per_patch([used.call_bytes for used in measured.repeats], per_repeat),
         ),
-        processor=_processor(measured.repeats, per_repeat),
+        processor=processor_of(measured.repeats, per_repeat),
         memory_mb=records.Memory(peak_resident=measured.peak_mb, device_in_use=measured.device_mb),
     )
 
 
-def _processor(repeats: Sequence[Usage], patches_per_repeat: int) -> records.Processor:
+def processor_of(repeats: Sequence[Usage], patches_per_repeat: int) -> records.Processor:
+    """The time of the processor over all repeats."""
     wall_s, process_s, machine_s = (
         sum(getattr(used, name) for used in repeats) for name in ("wall_s", "process_s", "machine_s")
     )

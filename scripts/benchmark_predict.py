@@ -17,6 +17,7 @@ from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
 from scripts import benchmark_record as records
 from scripts.benchmark_device import DeviceClock, forget_peak_memory, largest_memory, memory_now
+from scripts.benchmark_loader import pooled_usage, processor_of
 from scripts.benchmark_network import (
     NetworkWork,
     arithmetic,
@@ -32,6 +33,7 @@ from utils.contracts import Batch, ModelOutput, Shape
 from utils.errors import UserError
 from utils.storage import read_array
 from utils.timing import summarise
+from utils.usage import Usage, usage_now
 
 if TYPE_CHECKING:
     from scripts.benchmark_options import BenchmarkOptions
@@ -59,11 +61,19 @@ class Volumes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Patches:
+    """Forward passes of patches, as one process measured them."""
+
+    first_pass_s: float
+    passes: tuple[Passes, ...]  # one per repeat
+    used: tuple[Usage, ...]  # in each repeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What one process measured."""
 
-    first_pass_s: float
-    passes: tuple[Passes, ...]
+    patches: Patches
     volumes: tuple[Volumes, ...]
     memory: NetworkMemory
 
@@ -78,22 +88,21 @@ def measure(options: BenchmarkOptions, team: Team = ALONE) -> PredictRecord:
     forward = forward_of(work.network, is_compiled=options.compile)
     scans = _scans(work.fold, options, team)
     with batches_of(work, options.seed + team.rank) as batches:
-        first_s, passes = _pass_patches(work, forward, batches, options, team)
+        patches = _pass_patches(work, forward, batches, options, team)
     volumes = tuple(
         _whole_volumes(work, forward, scans, options, mirror=mirror, team=team) for mirror in (False, True)
     )
-    measured = Measured(first_pass_s=first_s, passes=passes, volumes=volumes, memory=memory_now(work.device))
+    measured = Measured(patches=patches, volumes=volumes, memory=memory_now(work.device))
     return _record(work, options, team.gather(measured), team)
 
 
 def _record(
     work: NetworkWork, options: BenchmarkOptions, found: Sequence[Measured], team: Team
 ) -> PredictRecord:
-    repeats = zip(*(one.passes for one in found), strict=True)
-    passes, per_pass = (
-        [max(repeat, key=lambda p: p.wall_s) for repeat in repeats],
-        work.batch_size * team.size,
-    )
+    patches, per_pass = [one.patches for one in found], work.batch_size * team.size
+    repeats = zip(*(one.passes for one in patches), strict=True)
+    passes = [max(repeat, key=lambda p: p.wall_s) for repeat in repeats]
+    used = [pooled_usage(repeat) for repeat in zip(*(one.used for one in patches), strict=True)]
     rates = tuple(len(p.laps_s) * per_pass / p.wall_s for p in passes)
     times = records.batch_times([lap for p in passes for lap in p.laps_s])
     gpu = torch.cuda.get_device_name() if work.device == "cuda" else None
@@ -103,7 +112,7 @@ def _record(
         machine=records.machine_record(gpu),
         options=records.portable_options(options),
         settings=settings_of(work, options, team),
-        first_pass_s=max(one.first_pass_s for one in found),
+        first_pass_s=max(one.first_pass_s for one in patches),
         patches_per_s=records.Spread(min=min(rates), median=median(rates), max=max(rates), repeats=rates),
         ms_per_pass=times,
         arithmetic=arithmetic(work, times.mean, is_training=False),
@@ -111,7 +120,8 @@ def _record(
         windows_at_once=options.val_batch_size,
         whole_volumes=tuple(map(volume_speed, zip(*(one.volumes for one in found), strict=True))),
         memory_mb=largest_memory([one.memory for one in found]),
-        nvidia=nvidia_prediction(found[0].passes, per_pass),
+        nvidia=nvidia_prediction(patches[0].passes, per_pass),
+        processor=processor_of(used, per_pass * options.test_batches),
     )
 
 
@@ -133,9 +143,8 @@ def volume_speed(found: Sequence[Volumes]) -> VolumeSpeed:
 @torch.inference_mode()
 def _pass_patches(
     work: NetworkWork, forward: Forward, batches: Iterator[Batch], options: BenchmarkOptions, team: Team
-) -> tuple[float, tuple[Passes, ...]]:
-    """The seconds of the first pass, and the timed ones."""
-    clock, passes = DeviceClock(work.device), []
+) -> Patches:
+    clock, passes, used = DeviceClock(work.device), [], []
     with work.autocast():
         started = time.perf_counter()
         forward(next(batches).image)
@@ -147,19 +156,20 @@ def _pass_patches(
         for number in range(options.repeats):
             clock.wait()
             team.wait()
-            started = time.perf_counter()
+            before = usage_now()
             ends = [clock.mark()]
             for _ in range(options.test_batches):
                 forward(next(batches).image)
                 ends.append(clock.mark())
             clock.wait()
-            wall_s = time.perf_counter() - started
+            used.append(usage_now().since(before))
+            wall_s = used[-1].wall_s
             seconds = clock.seconds(ends)
             laps = tuple(end - before for before, end in zip(seconds, seconds[1:], strict=False))
             passes.append(Passes(wall_s=wall_s, laps_s=laps))
             rate = options.test_batches * work.batch_size * team.size / wall_s
             team.say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
-    return first_s, tuple(passes)
+    return Patches(first_pass_s=first_s, passes=tuple(passes), used=tuple(used))
 
 
 def nvidia_prediction(passes: Sequence[Passes], per_pass: int) -> NvidiaPrediction:

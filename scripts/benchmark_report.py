@@ -8,7 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scripts.benchmark_record import BatchTimes, LoaderRecord, OperatorCosts, Spread
+from scripts.benchmark_record import (
+    BatchTimes,
+    LoaderRecord,
+    MachineRecord,
+    OperatorCosts,
+    Processor,
+    Spread,
+)
 from scripts.benchmark_result import (
     Arithmetic,
     NetworkMemory,
@@ -72,6 +79,9 @@ def metrics_of(result: Result) -> list[Metric]:
     if isinstance(result, LoaderRecord):
         return [speed, Metric(name="loader/ms_per_batch", unit="ms", value=result.ms_per_batch.mean), peak]
     metrics = [*_nvidia_metrics(result.nvidia), speed, peak]
+    if result.processor is not None:
+        used = result.processor.ms_per_patch
+        metrics.append(Metric(name="processor_ms_per_patch", unit="ms", value=used))
     metrics.append(Metric(name="tflops", unit="TFLOP/s", value=result.arithmetic.tflops))
     metrics.append(Metric(name="share_of_peak", unit="%", value=PER_CENT * result.arithmetic.share_of_peak))
     if result.memory_mb.peak_allocated is not None:
@@ -142,6 +152,7 @@ def _train_rows(record: TrainRecord) -> list[Row]:
         ("first step, s", f"{record.first_step_s:.2f}"),
         ("waiting for data, %", "none is loaded" if share is None else f"{PER_CENT * share:.1f}"),
         *_arithmetic_rows(record.arithmetic, record.settings),
+        *_processor_rows(record.processor, record.machine),
         *_memory_rows(record.memory_mb),
         ("loss of the last step", f"{record.last_loss:.3f}"),
         (
@@ -166,6 +177,7 @@ def _predict_rows(record: PredictRecord) -> list[Row]:
         ("first pass, s", f"{record.first_pass_s:.2f}"),
         *volumes,
         *_arithmetic_rows(record.arithmetic, record.settings),
+        *_processor_rows(record.processor, record.machine),
         *_memory_rows(record.memory_mb),
         (
             "NVIDIA: images/s; ms mean / 90 / 95 / 99 %",
@@ -201,6 +213,16 @@ def _arithmetic_rows(work: Arithmetic, settings: NetworkSettings) -> list[Row]:
     ]
 
 
+def _processor_rows(used: Processor | None, machine: MachineRecord) -> list[Row]:
+    if used is None:
+        return []
+    busy = f"{used.cores_busy:.2f}, {used.machine_cores_busy:.2f} of {machine.cpus}"
+    return [
+        ("processor time, ms per patch", f"{used.ms_per_patch:.1f}"),
+        ("cores busy: by this, in the machine", busy),
+    ]
+
+
 def _memory_rows(memory: NetworkMemory) -> list[Row]:
     rows = [("peak resident memory, MB", f"{memory.peak_resident:.0f}")]
     if memory.peak_allocated is not None:
@@ -210,7 +232,7 @@ def _memory_rows(memory: NetworkMemory) -> list[Row]:
 
 
 def _loader_rows(record: LoaderRecord) -> list[Row]:
-    speed, times, used = record.patches_per_s, record.ms_per_batch, record.processor
+    speed, times = record.patches_per_s, record.ms_per_batch
     reads, memory = record.bytes_per_patch, record.memory_mb
     figures = [
         *_speed_rows(speed, times, "batch"),
@@ -219,11 +241,7 @@ def _loader_rows(record: LoaderRecord) -> list[Row]:
         ("stored voxels cut, MB per patch", f"{reads.cut / MB:.3f}"),
         ("read from the device, MB per patch", _in_mb(reads.from_device)),
         ("read by calls, MB per patch", _in_mb(reads.by_calls)),
-        ("processor time, ms per patch", f"{used.ms_per_patch:.1f}"),
-        (
-            "cores busy: this process, the machine",
-            f"{used.cores_busy:.2f}, {used.machine_cores_busy:.2f} of {record.machine.cpus}",
-        ),
+        *_processor_rows(record.processor, record.machine),
         ("peak resident memory, MB", f"{memory.peak_resident:.0f}"),
     ]
     if memory.device_in_use is not None:

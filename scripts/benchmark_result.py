@@ -11,6 +11,7 @@ from scripts.benchmark_record import (
     BatchTimes,
     LoaderRecord,
     MachineRecord,
+    Processor,
     Spread,
     check_record,
 )
@@ -127,6 +128,7 @@ class TrainRecord:
     memory_mb: NetworkMemory
     last_loss: float
     nvidia: NvidiaTraining
+    processor: Processor | None = None  # of the host, in the timed steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,7 @@ class PredictRecord:
     whole_volumes: tuple[VolumeSpeed, ...]
     memory_mb: NetworkMemory
     nvidia: NvidiaPrediction
+    processor: Processor | None = None  # of the host, in the timed passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

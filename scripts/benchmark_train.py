@@ -18,6 +18,7 @@ from nnunet.training.optimisers import build_optimiser, set_learning_rate
 from scripts import benchmark_record as records
 from scripts.assemble import build_loss
 from scripts.benchmark_device import DeviceClock, forget_peak_memory, largest_memory, memory_now
+from scripts.benchmark_loader import pooled_usage, processor_of
 from scripts.benchmark_network import (
     NetworkWork,
     arithmetic,
@@ -30,6 +31,7 @@ from scripts.benchmark_processes import ALONE, Team
 from scripts.benchmark_result import NetworkMemory, NvidiaTraining, TrainRecord
 from utils.contracts import Batch, ModelOutput
 from utils.timing import summarise
+from utils.usage import Usage, usage_now
 
 if TYPE_CHECKING:
     from scripts.benchmark_options import BenchmarkOptions
@@ -139,6 +141,7 @@ class Timed:
 
     first_step_s: float
     stretches: tuple[Stretch, ...]
+    used: tuple[Usage, ...]  # in each stretch
     memory: NetworkMemory
     last_loss: float
 
@@ -161,11 +164,11 @@ def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptio
     for _ in range(options.warmup - 1):
         loss = step(next(batches))
     forget_peak_memory(clock.device)
-    stretches = []
+    stretches, used = [], []
     for number in range(options.repeats):
         clock.wait()
         team.wait()
-        started = time.perf_counter()
+        before = usage_now()
         ends, ready = [clock.mark()], []
         for _ in range(options.train_batches):
             batch = next(batches)
@@ -173,13 +176,14 @@ def _timed(step: TrainingStep, batches: Iterator[Batch], options: BenchmarkOptio
             loss = step(batch)
             ends.append(clock.mark())
         clock.wait()
-        wall_s = time.perf_counter() - started
-        stretches.append(stretch_of(clock.seconds([ends[0], *ready, *ends[1:]]), wall_s))
-        rate = options.train_batches * step.work.batch_size * team.size / wall_s
+        used.append(usage_now().since(before))
+        stretches.append(stretch_of(clock.seconds([ends[0], *ready, *ends[1:]]), used[-1].wall_s))
+        rate = options.train_batches * step.work.batch_size * team.size / used[-1].wall_s
         team.say(f"Repeat {number + 1} of {options.repeats}: {rate:.2f} patches/s")
     return Timed(
         first_step_s=first_step_s,
         stretches=tuple(stretches),
+        used=tuple(used),
         memory=memory_now(clock.device),
         last_loss=float(loss),
     )
@@ -230,6 +234,7 @@ def _record(work: NetworkWork, options: BenchmarkOptions, found: Sequence[Timed]
     rates = tuple(len(s.laps_s) * per_step / s.wall_s for s in stretches)
     times = records.batch_times([lap for s in stretches for lap in s.laps_s])
     everyone = [stretch for timed in found for stretch in timed.stretches]
+    used = [pooled_usage(repeat) for repeat in zip(*(timed.used for timed in found), strict=True)]
     gpu = torch.cuda.get_device_name() if work.device == "cuda" else None
     return TrainRecord(
         schema=records.SCHEMA,
@@ -245,4 +250,5 @@ def _record(work: NetworkWork, options: BenchmarkOptions, found: Sequence[Timed]
         memory_mb=largest_memory([timed.memory for timed in found]),
         last_loss=mean(timed.last_loss for timed in found),
         nvidia=nvidia_training(found[0].stretches, per_step),
+        processor=processor_of(used, per_step * options.train_batches),
     )

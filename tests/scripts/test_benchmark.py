@@ -222,8 +222,11 @@ def test_every_variant_goes_first_in_turn() -> None:
 
 
 def test_variants_are_set_against_the_last_one_round_by_round() -> None:
-    runs = {"real": [{"value": 8.0}, {"value": 2.0}, {"value": 6.0}], "synthetic": [{"value": 10.0}] * 3}
-    summary = variants.summary_of(runs)
+    runs = {
+        "real": [{"result": {"rate": value}} for value in (8.0, 2.0, 6.0)],
+        "synthetic": [{"result": {"rate": 10.0}}] * 3,
+    }
+    summary = variants.summary_of(variants.values_of(runs, "rate"))
     assert summary["real"]["ratios"] == [0.8, 0.2, 0.6]
     assert (summary["real"]["median"], summary["real"]["ratio_to_last"]) == (6.0, 0.6)
     assert summary["synthetic"]["ratio_to_last"] == 1.0

@@ -201,7 +201,7 @@ def test_of_each_repeat_the_slowest_process_counts() -> None:
         memory = results.NetworkMemory(
             peak_resident=walls_s[0], peak_allocated=None, peak_reserved=None, in_use=None
         )
-        return training.Timed(first_step_s=1.0, stretches=stretches, memory=memory, last_loss=0.0)
+        return training.Timed(first_step_s=1.0, stretches=stretches, used=(), memory=memory, last_loss=0.0)
 
     found = [timed(1.0, 5.0, 3.0), timed(2.0, 4.0, 6.0)]
     assert [stretch.wall_s for stretch in training.slowest(found)] == [2.0, 5.0, 6.0]

@@ -157,6 +157,7 @@ def test_training_on_real_patches_tells_the_share_of_waiting(phantom, dim: str) 
     where = ("--data", str(phantom.prepared), "--task", "500", "--dim", dim)
     record = result("--mode", "train", *QUICK, *where, "--aug", "none")
     assert 0 <= record.waiting_share <= 1
+    assert record.processor.ms_per_patch > 0
     assert record.settings.patch == ((8, 16, 16) if dim == "3" else (1, 16, 16))
     assert record == check_result(json.loads(json.dumps(to_plain(record))), source="made here")
 
@@ -180,6 +181,8 @@ def test_prediction_measures_patches_and_whole_volumes(phantom, source: str) -> 
         assert plain.voxels == 16 * 32 * 32  # twice the patch along each axis
     assert plain.volumes == (2 if source == "real" else 1)
     assert record.settings.augmentations == ()
+    assert record.processor is not None
+    assert record.processor.ms_per_patch > 0
 
 
 @pytest.mark.flag("benchmark:n_jobs", "benchmark:mode")

@@ -138,5 +138,5 @@ class InferenceOptions:
     """What the class answer of a window counts in that of its case: its predicted lesion voxels, the same for
     all windows, or everything for the window with the most lesion. Without any lesion all count alike."""
     invert_resampled_y: bool = False
-    """Score the validation of each epoch on the scanner's grid too, not on the resampled one. The final
-    validation always is."""
+    """Score the validation of each epoch on the grid before resampling too; that Dice then chooses the best
+    epoch. The final validation always scores on the scanner's grid."""

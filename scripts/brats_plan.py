@@ -11,18 +11,17 @@ from utils.contracts import Plan
 from utils.errors import DatasetError
 from utils.run_log import say
 
-# Labels as BraTS numbers them since 2017, its 4 written as 3: necrotic core 1, oedema 2, enhancing tumour 3.
 BRATS_LABELS = 3
-REGIONS = ((1, 2, 3), (1, 3), (3,))
 REGION_NAMES = ("whole tumour", "tumour core", "enhancing tumour")
-# What is left of a region by the smaller ones written over it: oedema, necrotic core, enhancing tumour.
-CLASS_ORDER = (2, 1, 3)
+ENHANCING = 3  # as BraTS numbers its labels since 2017, its 4 written as 3
+OEDEMA = 2  # likewise; 1 in the Decathlon's brain tumours, whose label of this name counts
 
 
 def with_brats_regions(plan: Plan, folder: Path) -> Plan:
     """The plan that trains whole tumour, tumour core and enhancing tumour, one sigmoid each (--brats).
 
-    DatasetError unless the plan of `folder` has the labels 1, 2 and 3 beside the background, and no regions.
+    The core is the tumour without the oedema: the label 1 or 2 that is called so, else 2. DatasetError unless
+    the plan of `folder` has the labels 1, 2 and 3 beside the background, and no regions.
     """
     if plan.regions:
         raise DatasetError(
@@ -34,13 +33,15 @@ def with_brats_regions(plan: Plan, folder: Path) -> Plan:
             f"{folder}: --brats needs the labels 1 (necrotic core), 2 (oedema) and 3 (enhancing tumour), the "
             f"plan has {plan.num_labels - 1} labels: {names}. Leave --brats away for another dataset."
         )
-    _say_once(f"--brats trains {'; '.join(_composition(plan, place) for place in range(len(REGIONS)))}.")
-    return replace(plan, regions=REGIONS, region_names=REGION_NAMES, regions_class_order=CLASS_ORDER)
-
-
-def _composition(plan: Plan, place: int) -> str:
-    """A region and the names of its labels: datasets that number them otherwise show here."""
-    return f"{REGION_NAMES[place]} = {' + '.join(plan.label_names[label] for label in REGIONS[place])}"
+    oedema = next((label for label in (1, 2) if "edema" in plan.label_names[label].lower()), OEDEMA)
+    necrosis = 3 - oedema
+    regions = ((1, 2, 3), (necrosis, ENHANCING), (ENHANCING,))
+    made_of = (" + ".join(plan.label_names[label] for label in labels) for labels in regions)
+    told = "; ".join(f"{name} = {labels}" for name, labels in zip(REGION_NAMES, made_of, strict=True))
+    _say_once(f"--brats trains {told}.")
+    # What is left of a region by the smaller ones written over it.
+    order = (oedema, necrosis, ENHANCING)
+    return replace(plan, regions=regions, region_names=REGION_NAMES, regions_class_order=order)
 
 
 @rank_zero_only

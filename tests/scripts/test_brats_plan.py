@@ -51,3 +51,9 @@ def test_regions_of_the_dataset_are_not_replaced(brats: Plan) -> None:
     plan = replace(brats, regions=((1, 2, 3),), region_names=("tumour",), regions_class_order=(1,))
     with pytest.raises(DatasetError, match="regions of its own, tumour. Leave --brats away"):
         with_brats_regions(plan, FOLDER)
+
+
+def test_the_decathlons_numbering_is_known_by_the_name_of_the_oedema(brats: Plan) -> None:
+    names = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+    plan = with_brats_regions(replace(brats, label_names=names), FOLDER)
+    assert (plan.regions, plan.regions_class_order) == (((1, 2, 3), (2, 3), (3,)), (1, 2, 3))

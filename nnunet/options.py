@@ -57,6 +57,8 @@ class LossOptions:
     """Pool the Dice statistics over the batch; unset: from the plan."""
     focal: bool = False
     """Focal loss (gamma 2) instead of the cross-entropy of voxels."""
+    task_balance: bool = False
+    """Learn the weights of both losses with the network, from 1 and --class_loss_weight on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class OptimiserOptions:
     """adam: AdamW; sgd: with Nesterov momentum."""
     learning_rate: float | None = None
     """Peak learning rate; unset: 8e-4 for adam, 1e-2 for sgd."""
+    head_learning_rate: float | None = None
+    """Peak learning rate of the branch; unset: that of the network. The schedule scales both."""
     momentum: float = 0.99
     """Momentum of sgd."""
     weight_decay: float | None = None
@@ -85,8 +89,13 @@ class OptimiserOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How long training runs and what it keeps."""
+    """What learns, how long training runs and what it keeps."""
 
+    learn: Literal["joint", "segmentation", "classification"] = "joint"
+    """joint: both tasks; segmentation: without a branch; classification: without the segmentation's loss."""
+    freeze: Literal["none", "encoder", "backbone"] = "none"
+    """What keeps its weights: the encoder, or the backbone (encoder and decoder), so that the branch alone
+    learns."""
     epochs: int = 1000
     """Number of epochs."""
     min_epochs: int = 0
@@ -118,8 +127,16 @@ class TrainingOptions:
     covers all."""
     profile: bool = False
     """Record up to 20 steps of the first epoch: <results>/profile/trace.json and summary.txt."""
+    fit_classifier: str = "lda"
+    """Where cases have classes, fit lda or logistic to pooled features of the trained network at the end,
+    options behind a colon, into <results>/classifier; none: neither."""
     npz: bool = False
     """Keep the label probabilities of the final validation in validation/probabilities (.npy, float16)."""
+
+    @property
+    def segmentation_learns(self) -> bool:
+        """Whether anything that makes masks is trained by the segmentation's loss."""
+        return self.learn != "classification" and self.freeze != "backbone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +151,9 @@ class InferenceOptions:
     """Average over mirrored views as well (8 in 3-D, 4 in 2-D); --disable_tta turns it off, as --no_tta."""
     val_batch_size: int = 4
     """Windows that pass through the network at once."""
+    classifier: Literal["branch", "lda", "logistic"] = "branch"
+    """Whose class probabilities are predicted and scored: those of the network's branch, or of the classifier
+    that --fit_classifier or scripts/fit_classifier.py left in the results folder."""
     class_vote: Literal["lesion_mass", "mean", "max_mass"] = "lesion_mass"
     """What the class answer of a window counts in that of its case: its predicted lesion voxels, the same for
     all windows, or everything for the window with the most lesion. Without any lesion all count alike."""

@@ -24,14 +24,18 @@ from data_loading.targets import target_rule
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
+from nnunet.losses.balancing import LARGEST_WEIGHT, SMALLEST_WEIGHT, TaskBalance
 from nnunet.losses.classification import CLASS_LOSSES
 from nnunet.losses.focal import FOCAL_GAMMA
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
-from nnunet.network import MultiTaskUNet, output_shapes
+from nnunet.network import Architecture, MultiTaskUNet, output_shapes
 from nnunet.options import InferenceOptions, LossOptions
+from nnunet.training.learning_parts import check_learning, choose_learning
 from nnunet.training.module import ModuleSettings, MultiTaskModule
 from nnunet.training.trainer import epochs_of
+from nnunet.training.warm_start import WarmStart, load_fitting, refuse_seen
+from scripts.environment_defaults import refuse_other_class_count
 from scripts.fold_data import FoldCases
 from scripts.original_grid import original_dice_of
 from scripts.run_options import RunOptions
@@ -48,9 +52,12 @@ class TrainingParts:
     loader: TrainingLoader
     volumes: VolumeLoader
     module: MultiTaskModule
+    warm_start: WarmStart | None = None
 
 
-def build_loss(options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = False) -> MultiTaskLoss:
+def build_loss(
+    options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = False, segmentation_learns: bool = True
+) -> MultiTaskLoss:
     """The multi-task loss; the frequency of the classes is that of the training cases alone.
 
     Where cases are `drawn_evenly` by class, the loss meets every class equally often.
@@ -71,7 +78,19 @@ def build_loss(options: LossOptions, fold: FoldCases, *, drawn_evenly: bool = Fa
         segmentation,
         class_loss_weight=options.class_loss_weight,
         lesion_free_weight=options.lesion_free_weight,
+        segmentation_learns=segmentation_learns,
+        balance=_balance(options.class_loss_weight) if options.task_balance else None,
     )
+
+
+def _balance(class_loss_weight: float) -> TaskBalance:
+    """Learned weights that start at 1 and `class_loss_weight`."""
+    if not SMALLEST_WEIGHT < class_loss_weight < LARGEST_WEIGHT:
+        raise UserError(
+            "--task_balance starts at --class_loss_weight, which should then lie between "
+            f"{SMALLEST_WEIGHT:.2g} and {LARGEST_WEIGHT:.2g}, got {class_loss_weight:g}."
+        )
+    return TaskBalance((1.0, class_loss_weight))
 
 
 def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> WindowRule:
@@ -87,13 +106,18 @@ def window_rule(options: InferenceOptions, plan: Plan, *, mirror: bool) -> Windo
     )
 
 
-def module_settings(options: RunOptions, fold: FoldCases, steps_per_epoch: int) -> ModuleSettings:
-    """What the Lightning module needs; validation in training never mirrors, the final one may."""
+def module_settings(
+    options: RunOptions, fold: FoldCases, steps_per_epoch: int, seen_before: Sequence[str] = ()
+) -> ModuleSettings:
+    """What the Lightning module needs; validation in training never mirrors, the final one may.
+
+    `seen_before` are cases that the weights have learned from in an earlier run.
+    """
     return ModuleSettings(
         optimiser=options.optimiser,
         window=window_rule(options.inference, fold.plan, mirror=False),
         total_steps=epochs_of(options.training) * steps_per_epoch,
-        training_cases=tuple(case.case_id for case in fold.training),
+        training_cases=tuple(sorted({*seen_before, *(case.case_id for case in fold.training)})),
         time_budget=options.training.time_budget,
         compile=options.training.compile,
         original_dice=(
@@ -183,14 +207,35 @@ def build_volume_loader(options: RunOptions, fold: FoldCases, shard: Shard) -> V
 
 def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingParts:
     """Loaders, network, loss and module of one fold."""
-    architecture = architecture_of(options.network, fold.plan)
+    architecture = _architecture(options, fold.plan)
     loader = build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = build_volume_loader(options, fold, shard)
-    network = arrange(MultiTaskUNet(fold.plan, architecture), options.network.layout)
-    loss = build_loss(options.loss, fold, drawn_evenly=options.loader.balance_classes)
-    settings = module_settings(options, fold, len(loader))
-    module = MultiTaskModule(network, loss, fold.plan, architecture, settings)
-    return TrainingParts(loader=loader, volumes=volumes, module=module)
+    network = MultiTaskUNet(fold.plan, architecture)
+    start = None if options.ckpt_path is None else load_fitting(options.ckpt_path, network)
+    held_out = [case.case_id for case in fold.validation]
+    seen_before = () if start is None else refuse_seen(start, fold.plan.dataset, held_out)
+    choose_learning(network, fold.plan, options.training)
+    loss = build_loss(
+        options.loss,
+        fold,
+        drawn_evenly=options.loader.balance_classes,
+        segmentation_learns=options.training.segmentation_learns,
+    )
+    settings = module_settings(options, fold, len(loader), seen_before)
+    arranged = arrange(network, options.network.layout)
+    module = MultiTaskModule(arranged, loss, fold.plan, architecture, settings)
+    return TrainingParts(loader=loader, volumes=volumes, module=module, warm_start=start)
+
+
+def _architecture(options: RunOptions, plan: Plan) -> Architecture:
+    """That of the options, without a branch where the segmentation alone is learned."""
+    refuse_other_class_count(plan)
+    architecture = architecture_of(options.network, plan)
+    if options.training.learn == "segmentation":
+        architecture = replace(architecture, branch="none")
+    has_class = plan.num_classes > 1 and architecture.branch != "none"
+    check_learning(options.training, options.loss, has_class=has_class)
+    return architecture
 
 
 def summary(fold: FoldCases, parts: TrainingParts) -> str:
@@ -202,3 +247,18 @@ def summary(fold: FoldCases, parts: TrainingParts) -> str:
         f"patch {'x'.join(map(str, fold.plan.patch))}, batch {loader.rule.batch_size}, "
         f"{len(loader)} steps per epoch, {millions:.2f} M parameters"
     )
+
+
+def start_lines(parts: TrainingParts) -> list[str]:
+    """What a person should know of where the weights come from and which of them learn; often nothing."""
+    lines = [] if parts.warm_start is None else [f"{parts.warm_start}."]
+    weights = list(parts.module.network.parameters())
+    learning = sum(weight.numel() for weight in weights if weight.requires_grad)
+    if learning < sum(weight.numel() for weight in weights):
+        lines.append(f"Of these, {learning / 1e6:.2f} M parameters learn.")
+    if not parts.module.loss.segmentation_learns:
+        lines.append(
+            "The segmentation does not learn: its loss is not computed, macro-F1 chooses the best epoch, and "
+            "the masks are as good as the weights that training started from."
+        )
+    return lines

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.training.module import ModuleSettings, MultiTaskModule, guide_of
-from nnunet.training.optimisers import build_optimiser, set_learning_rate
+from nnunet.training.optimisers import build_optimiser, parameter_groups, set_learning_rate
 from scripts import benchmark_record as records
 from scripts.assemble import build_loss
 from scripts.benchmark_device import DeviceClock, forget_peak_memory, largest_memory, memory_now
@@ -109,7 +109,9 @@ def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALO
         module=module,
         forward=_forward(work, options, team),
         # As in MultiTaskModule.configure_optimizers.
-        optimiser=build_optimiser(work.network.parameters(), options.optimiser, fused=not is_scaled),
+        optimiser=build_optimiser(
+            parameter_groups(module.network, module.loss), options.optimiser, fused=not is_scaled
+        ),
         scaler=torch.amp.GradScaler(work.device, enabled=is_scaled),
         clip=options.optimiser.gradient_clip_val,
     )

@@ -10,6 +10,20 @@ from data_loading.options import LoaderOptions
 from nnunet.options import InferenceOptions, LossOptions, NetworkOptions, OptimiserOptions, TrainingOptions
 from utils.errors import UserError
 
+Recipe = Literal[
+    "nvidia",
+    "nnunet",
+    "nnUNetTrainerWithClassification",
+    "ClsFeatureScaling",
+    "AgClassEnc",
+    "CLSHeadSimple",
+    "CLSHeadSum",
+    "CLSHeadSumFT",
+    "CLSHeadSepOpt",
+    "CLSHeadMA",
+    "multi_scale_focal",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -17,8 +31,9 @@ class RunOptions:
 
     exec_mode: Literal["train", "evaluate", "predict"] = "train"
     """train: fit a model; evaluate: score a checkpoint on the held-out cases; predict: masks and classes."""
-    recipe: Literal["nvidia", "nnunet"] = "nvidia"
-    """What an option is where nothing else is said: as NVIDIA has it, or as nnU-Net has it."""
+    recipe: Recipe = "nvidia"
+    """What an option is where nothing else is said: as NVIDIA has it, as nnU-Net has it, or as nnU-Net with
+    the class head of another system's trainer of that name (docs/classification.md)."""
     benchmark: bool = False
     """Measure instead: --exec_mode train or predict for --warmup and --train_batches or --test_batches
     batches, as scripts/benchmark.py does."""
@@ -56,7 +71,8 @@ class RunOptions:
     warmup: int = 5
     """With --benchmark: batches before the clock starts."""
     ckpt_path: Path | None = None
-    """Checkpoint to predict with or to evaluate; unset: the best one in the results folder."""
+    """Checkpoint to predict with or to evaluate, unset: the best one in the results folder; with --exec_mode
+    train its weights, as far as they fit, are those to start from."""
     input: Path | None = field(default=None, metadata={"aliases": ("-i",)})
     """Scan, folder of scans, or raw dataset (its held-out cases); unset: preprocessed cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})

@@ -1,4 +1,4 @@
-"""The command line of a run: NVIDIA's defaults, nnU-Net's as a recipe, and names that have no place here."""
+"""The command line of a run: NVIDIA's defaults, others' as recipes, and names that have no place here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scripts.class_recipes import class_recipes
+from scripts.environment_defaults import with_environment
 from scripts.run_options import RunOptions
 from utils.options import OptionRules, option_layers, origins, parse
 
@@ -37,9 +39,9 @@ REFUSED = {
     ),
 }
 USUAL = "nvidia"
-RULES = OptionRules(
-    preset="recipe", usual_preset=USUAL, presets={USUAL: {}, "nnunet": NNUNET}, refused=REFUSED
-)
+RECIPES: dict[str, dict[str, Any]] = {USUAL: {}, "nnunet": NNUNET, **class_recipes(NNUNET)}
+RULES = OptionRules(preset="recipe", usual_preset=USUAL, presets=RECIPES, refused=REFUSED)
+TRAINING_PROGRAMS = ("main.py", "train.py")
 # NVIDIA's training script: epochs, and those before the first validation; on several GPUs (True), on one.
 SCRIPT_EPOCHS, SCRIPT_SKIPPED = {True: 600, False: 300}, {True: 150, False: 100}
 
@@ -56,7 +58,7 @@ def training_script_rules(argv: Sequence[str]) -> OptionRules:
     nvidia: dict[str, Any] = {"deep_supervision": True}
     if not given & {"epochs", "max_epochs", "skip_first_n_eval"}:
         nvidia |= {"epochs": SCRIPT_EPOCHS[is_many], "skip_first_n_eval": SCRIPT_SKIPPED[is_many]}
-    return replace(RULES, presets={USUAL: nvidia, "nnunet": NNUNET})
+    return replace(RULES, presets={**RECIPES, USUAL: nvidia})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,11 @@ class RunCommand:
 def read_command(
     argv: Sequence[str], *, program: str, description: str, rules: OptionRules = RULES
 ) -> RunCommand:
-    """`argv` without the program's name, understood; ends the program as `utils.options.parse` does."""
+    """`argv` without the program's name, understood; ends the program as `utils.options.parse` does.
+
+    A program that trains takes the environment variables of other systems for defaults.
+    """
+    if program in TRAINING_PROGRAMS:
+        rules = with_environment(argv, rules)
     options = parse(RunOptions, argv, program=program, description=description, rules=rules)
     return RunCommand(options=options, origins=origins(option_layers(RunOptions, argv, rules)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 import types
 import typing
@@ -43,13 +44,15 @@ class OptionRules:
     """What a command's options have beyond their types.
 
     The value of the option `preset` chooses one of `presets`: other defaults, by option name; where it is not
-    given, `usual_preset`. `refused` holds names ("bind") or values ("norm=fused") that other programs have,
-    each with the sentence that says what to use here.
+    given, `usual_preset`. `environment` names, by option, a variable that gives it where nothing else but a
+    preset does. `refused` holds names ("bind") or values ("norm=fused") that other programs have, each with
+    the sentence that says what to use here.
     """
 
     preset: str = ""
     usual_preset: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -96,11 +99,12 @@ def parse(
 
 
 def option_layers(kind: type, argv: Sequence[str], rules: OptionRules = NO_RULES) -> tuple[Layer, ...]:
-    """Where options come from, weakest first: the preset, the files, the command line, which is the last."""
+    """Where options come from, weakest first: preset, environment, files, the command line as the last."""
     leaves = flatten(kind)
     files, remaining = split_config(argv)
     typed = tuple(expand_aliases(remaining, leaves))
-    layers = [_file_layer(path, leaves, rules.refused) for path in files]
+    layers = _environment_layers(rules.environment)
+    layers += [_file_layer(path, leaves, rules.refused) for path in files]
     _refuse(_pairs(typed), rules.refused)
     layers.append(Layer(origin=COMMAND_LINE, tokens=typed, names=_names_in(typed, leaves)))
     if rules.preset:
@@ -111,6 +115,16 @@ def option_layers(kind: type, argv: Sequence[str], rules: OptionRules = NO_RULES
         layer = Layer(origin=f"{rules.preset} {chosen}", tokens=tokens, names=frozenset(values))
         layers.insert(0, layer)
     return tuple(layers)
+
+
+def _environment_layers(variables: Mapping[str, str]) -> list[Layer]:
+    """One layer per variable that is set and not empty."""
+    found = ((name, variable, os.environ.get(variable, "")) for name, variable in variables.items())
+    return [
+        Layer(origin=f"environment {variable}", tokens=(f"--{name}={value}",), names=frozenset({name}))
+        for name, variable, value in found
+        if value
+    ]
 
 
 def origins(layers: Sequence[Layer]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-LARGEST_LOG_VARIANCE = 4.0  # a task's weight stays between exp(-4) and exp(4)
+LARGEST_LOG_VARIANCE = 4.0  # of a task
+SMALLEST_WEIGHT, LARGEST_WEIGHT = math.exp(-LARGEST_LOG_VARIANCE), math.exp(LARGEST_LOG_VARIANCE)
 
 
 @final
@@ -24,10 +25,10 @@ class TaskBalance(nn.Module):
 
     def __init__(self, initial: Sequence[float]) -> None:
         super().__init__()
-        limit = math.exp(LARGEST_LOG_VARIANCE)
-        if not all(1 / limit < weight < limit for weight in initial):
+        if not all(SMALLEST_WEIGHT < weight < LARGEST_WEIGHT for weight in initial):
             raise ValueError(
-                f"Initial weights should lie between {1 / limit:.3g} and {limit:.3g}, got {initial}."
+                f"Initial weights should lie between {SMALLEST_WEIGHT:.3g} and {LARGEST_WEIGHT:.3g}, "
+                f"got {initial}."
             )
         self.raw = nn.Parameter(
             torch.tensor([math.atanh(-math.log(weight) / LARGEST_LOG_VARIANCE) for weight in initial])

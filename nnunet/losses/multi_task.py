@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from nnunet.losses.balancing import TaskBalance
 from nnunet.losses.base import CaseLoss
 from nnunet.losses.segmentation import SegmentationLoss
 from utils.contracts import NO_CLASS, Batch, ModelOutput
@@ -28,7 +29,8 @@ class MultiTaskLoss(nn.Module):
 
     A patch without a voxel of the lesion (the last label) cannot show the class: its class loss weighs
     `lesion_free_weight`. Of a patch that nobody annotated nobody knows: 1. `progress` of the training, from 0
-    to 1, is set from outside before a step; some class losses change with it.
+    to 1, is set from outside before a step; some class losses change with it. Where the segmentation does not
+    learn its loss is not computed and counts 0. A `balance` learns the weights, in place of the fixed one.
     """
 
     def __init__(
@@ -38,12 +40,16 @@ class MultiTaskLoss(nn.Module):
         *,
         class_loss_weight: float,
         lesion_free_weight: float,
+        segmentation_learns: bool = True,
+        balance: TaskBalance | None = None,
     ) -> None:
         super().__init__()
         self.class_loss = class_loss
         self.segmentation = segmentation
         self.class_loss_weight = class_loss_weight
         self.lesion_free_weight = lesion_free_weight
+        self.segmentation_learns = segmentation_learns
+        self.balance = balance
         self.progress = 0.0
 
     def forward(self, output: ModelOutput, batch: Batch) -> LossTerms:
@@ -52,13 +58,28 @@ class MultiTaskLoss(nn.Module):
         if weights is None:
             weights = torch.ones(len(batch.case_ids), device=batch.image.device)
         mask_weights = weights if batch.mask_weights is None else batch.mask_weights
-        segmentation = self.segmentation(output.label_logits, batch.label, mask_weights)
+        segmentation = torch.zeros((), device=weights.device)
+        if self.segmentation_learns:
+            segmentation = self.segmentation(output.label_logits, batch.label, mask_weights)
         classification = self._class_loss(output, batch, weights, has_mask=mask_weights > 0)
         return LossTerms(
-            total=segmentation + self.class_loss_weight * classification,
+            total=self._total(segmentation, classification),
             segmentation=segmentation.detach(),
             classification=classification.detach(),
         )
+
+    def task_weights(self) -> dict[str, Tensor]:
+        """The learned weights by the name of their task, without a gradient; empty where they are fixed."""
+        if self.balance is None:
+            return {}
+        segmentation, classification = self.balance.weights()
+        return {"segmentation": segmentation, "class": classification}
+
+    def _total(self, segmentation: Tensor, classification: Tensor) -> Tensor:
+        if self.balance is None:
+            return segmentation + self.class_loss_weight * classification
+        # Dice is counted negative: with the 1 that it lacks no loss falls below 0.
+        return self.balance((segmentation + 1, classification))
 
     def _class_loss(self, output: ModelOutput, batch: Batch, weights: Tensor, *, has_mask: Tensor) -> Tensor:
         if output.class_logits is None or batch.class_target is None:

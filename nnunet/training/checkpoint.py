@@ -18,6 +18,7 @@ from utils.storage import atomic_file, from_plain, to_plain
 MODEL_KEY = "multitask_nnunet"  # where the model card lies in a checkpoint
 MODEL_FORMAT = 1
 NETWORK_PREFIX = "network."
+LOSS_PREFIX = "loss."
 AVERAGED_PREFIX = "averaged.module."  # torch's AveragedModel keeps its copy under `module`
 
 
@@ -92,8 +93,9 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
         for name, value in card[part].items()
         if (_defaults(record) | stored.get(part, {})).get(name) != value
     ]
-    if not changed and set(checkpoint["state_dict"]) != set(weights):
-        changed = ["ema (the average of the weights)"]
+    if not changed and (others := set(checkpoint["state_dict"]) ^ set(weights)):
+        is_balance = all(name.startswith(LOSS_PREFIX) for name in others)
+        changed = ["task_balance (learned weights)" if is_balance else "ema (the average of the weights)"]
     if changed:
         raise DatasetError(
             f"The checkpoint was trained with another {', '.join(changed)}. "
@@ -103,6 +105,13 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
 
 def _defaults(record: type) -> dict[str, Any]:
     return {field.name: to_plain(field.default) for field in fields(record) if field.default is not MISSING}
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's weights by their name in the network; the averaged ones where the run kept them."""
+    state = checkpoint["state_dict"]
+    prefix = AVERAGED_PREFIX if any(key.startswith(AVERAGED_PREFIX) for key in state) else NETWORK_PREFIX
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
@@ -116,9 +125,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     plan = from_plain(Plan, card["plan"], source=f"{path}: plan")
     architecture = from_plain(Architecture, card["architecture"], source=f"{path}: architecture")
     network = MultiTaskUNet(plan, architecture)
-    state = checkpoint["state_dict"]
-    prefix = AVERAGED_PREFIX if any(key.startswith(AVERAGED_PREFIX) for key in state) else NETWORK_PREFIX
-    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    weights = network_weights(checkpoint)
     _check_weights(path, network, weights)
     network.load_state_dict(weights)
     return TrainedModel(

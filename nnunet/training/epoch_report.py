@@ -8,10 +8,17 @@ from typing import Any, Protocol, final
 import pytorch_lightning as lightning
 import torch
 
+from nnunet.training.module import MultiTaskModule
 from utils.contracts import Plan
 from utils.run_log import RunLog, say
 from utils.usage import peak_resident_bytes
 
+COLLAPSE_ADVICE = (
+    "The classifier does not tell cases apart. If this stays for many epochs, try a --batch_size above 8, "
+    "--balance_classes, a larger --class_loss_weight, --branch roi_pooled, or two stages: --learn "
+    "segmentation first, then --ckpt_path with it, --freeze backbone and a larger --head_learning_rate."
+)
+RECOVERED = "The classes are told apart again."
 UNITS = {"speed/patches_per_s": "patches/s", "speed/waiting_percent": "%", "epoch_s": "s", "train_s": "s"}
 
 
@@ -33,6 +40,7 @@ class EpochReport(lightning.Callback):
         self._patches = 0
         self._validated = False
         self._total_train_seconds = 0.0
+        self._is_collapsed = False
 
     def state_dict(self) -> dict[str, Any]:
         """The training time so far, for a resume."""
@@ -90,11 +98,19 @@ class EpochReport(lightning.Callback):
         self._total_train_seconds += self._train_seconds
         metrics["train_s"] = self._total_train_seconds
         metrics["epoch_s"] = time.perf_counter() - self._started
-        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics |= learning_rates(trainer.optimizers[0])
         self.run_log.log([trainer.current_epoch], metrics)
         self.run_log.flush()
         if trainer.is_global_zero:
             say(epoch_line(trainer.current_epoch + 1, trainer.max_epochs, metrics, self.plan))
+            if self._validated and isinstance(pl_module, MultiTaskModule) and pl_module.scores:
+                self._tell_collapse(pl_module.scores.collapse or "")
+
+    def _tell_collapse(self, reason: str) -> None:
+        """Say it once when the classes collapse, and once when they have recovered."""
+        if bool(reason) != self._is_collapsed:
+            say(f"Warning: {reason}. {COLLAPSE_ADVICE}" if reason else RECOVERED)
+        self._is_collapsed = bool(reason)
 
     def _stop_clock(self) -> None:
         if not self._train_seconds:
@@ -102,6 +118,16 @@ class EpochReport(lightning.Callback):
                 # Once per epoch: without it the clock would miss the steps still queued on the device.
                 torch.cuda.synchronize()
             self._train_seconds = time.perf_counter() - self._started
+
+
+def learning_rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """The rate of the network, or of the branch that learns alone; and of a branch with another rate."""
+    rates = {group["part"]: group["lr"] for group in optimiser.param_groups}
+    first = next(iter(rates.values()))
+    found = {"learning_rate": first}
+    if rates.get("branch", first) != first:
+        found["learning_rate_head"] = rates["branch"]
+    return found
 
 
 def epoch_line(epoch: int, epochs: int | None, metrics: dict[str, float], plan: Plan) -> str:

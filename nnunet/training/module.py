@@ -17,7 +17,14 @@ from nnunet.options import OptimiserOptions
 from nnunet.training.checkpoint import MODEL_KEY, model_card, refuse_other_model
 from nnunet.training.clock import RunClock
 from nnunet.training.compilation import compiled_or_plain
-from nnunet.training.optimisers import build_optimiser, build_schedule, set_learning_rate
+from nnunet.training.learning_parts import learning_names
+from nnunet.training.optimisers import (
+    build_optimiser,
+    build_schedule,
+    parameter_groups,
+    regrouped,
+    set_learning_rate,
+)
 from nnunet.training.validation import (
     CaseResult,
     OriginalDice,
@@ -26,6 +33,9 @@ from nnunet.training.validation import (
     pool_results,
 )
 from utils.contracts import Batch, Plan
+from utils.errors import DatasetError
+
+LEARNING_KEY = "learning"  # the names of the weights that the optimiser moves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +78,11 @@ class MultiTaskModule(lightning.LightningModule):
         self.clock = RunClock(total_steps=settings.total_steps, time_budget=settings.time_budget)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One group; the schedule is set before each step instead of by a Lightning scheduler."""
+        """A group per part; the schedule is set before each step instead of by a Lightning scheduler."""
         # A fused step would undo the loss scale of float16 by itself, after the gradients were clipped.
         fused = self.trainer.precision != "16-mixed"
-        return build_optimiser(self.network.parameters(), self.settings.optimiser, fused=fused)
+        groups = parameter_groups(self.network, self.loss)
+        return build_optimiser(groups, self.settings.optimiser, fused=fused)
 
     def configure_gradient_clipping(
         self,
@@ -102,6 +113,7 @@ class MultiTaskModule(lightning.LightningModule):
             "train/loss_segmentation": terms.segmentation,
             "train/loss_class": terms.classification,
         }
+        means |= {f"train/weight_{task}": weight for task, weight in self.loss.task_weights().items()}
         for name, value in means.items():
             # A batch of copies alone is logged too: every rank takes part in reducing every name.
             self.log(
@@ -133,18 +145,34 @@ class MultiTaskModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Pool the cases of all ranks and log their scores."""
         results = pool_results(self._results)
-        self.scores = ValidationScores.from_results(results, self.plan, self.loss.class_loss_weight)
+        self.scores = ValidationScores.from_results(
+            results,
+            self.plan,
+            self.loss.class_loss_weight,
+            segmentation_learns=self.loss.segmentation_learns,
+        )
         for name, value in self.scores.metrics().items():
             self.log(name, value, rank_zero_only=False, batch_size=len(results))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the description of the network, and the time spent."""
+        """Add the description of the network, what of it learns, and the time spent."""
         checkpoint[MODEL_KEY] = model_card(self.plan, self.architecture, self.settings.training_cases)
+        checkpoint[LEARNING_KEY] = learning_names(self.network)
         checkpoint["train_seconds"] = self.clock.seconds()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another model, then carry the time of the earlier run on."""
+        """Refuse the weights of another model or other frozen parts, then carry the earlier run's time on."""
         refuse_other_model(checkpoint, model_card(self.plan, self.architecture), self.state_dict().keys())
+        ours = learning_names(self.network)
+        if checkpoint.get(LEARNING_KEY, ours) != ours:
+            raise DatasetError(
+                "In the run that wrote the checkpoint other parts of the network learned. Resume with its "
+                "--learn and --freeze, or start anew from its weights: --ckpt_path without --resume_training."
+            )
+        groups = parameter_groups(self.network, self.loss)
+        checkpoint["optimizer_states"] = [
+            regrouped(state, groups) for state in checkpoint["optimizer_states"]
+        ]
         self.clock.earlier_seconds = float(checkpoint["train_seconds"])
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch.nn import Parameter
 
+from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.network import MultiTaskUNet
 from nnunet.options import OptimiserOptions
-from utils.errors import UserError
+from utils.errors import DatasetError, UserError
 
 LEARNING_RATES = {"adam": 8e-4, "sgd": 1e-2}
 WEIGHT_DECAYS = {"adam": 1e-4, "sgd": 3e-5}
@@ -18,16 +22,63 @@ WARMUP_STEPS = 250  # of --scheduler, as NVIDIA's
 POLY_EXPONENT = 0.9  # Isensee et al. 2021
 
 
+Part = Literal["network", "branch", "balance"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ParameterGroup:
+    """The weights of one part that learn; `balance` holds the learned weights of the tasks."""
+
+    part: Part
+    parameters: tuple[Parameter, ...]
+
+
+def parameter_groups(network: MultiTaskUNet, loss: MultiTaskLoss) -> tuple[ParameterGroup, ...]:
+    """What learns: the network, then its branch with the stream that leads to it, then the task weights.
+
+    A part without a learning weight has no group. Together the first two keep the order of the network's
+    parameters, in which an optimiser's state is saved.
+    """
+    modules: dict[Part, tuple[torch.nn.Module | None, ...]] = {
+        "network": (network.encoder, network.decoder),
+        "branch": (network.branch, network.class_stream),
+        "balance": (loss.balance,),
+    }
+    groups = [
+        ParameterGroup(
+            part=part,
+            parameters=tuple(
+                weight
+                for module in inside
+                if module is not None
+                for weight in module.parameters()
+                if weight.requires_grad
+            ),
+        )
+        for part, inside in modules.items()
+    ]
+    return tuple(group for group in groups if group.parameters)
+
+
 def build_optimiser(
-    parameters: Iterable[Parameter], options: OptimiserOptions, *, fused: bool
+    groups: Sequence[ParameterGroup], options: OptimiserOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum; unset rates are the optimiser's own."""
+    rated = [
+        {
+            "params": list(group.parameters),
+            "part": group.part,
+            "lr": peak_rate(options, group.part),
+            "peak_lr": peak_rate(options, group.part),
+            "weight_decay": decay_rate(options, group.part),
+        }
+        for group in groups
+    ]
     rate, decay = peak_rate(options), decay_rate(options)
-    groups = [{"params": list(parameters), "peak_lr": rate}]
     if options.optimizer == "adam":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
+        return torch.optim.AdamW(rated, lr=rate, weight_decay=decay, fused=fused)
     return torch.optim.SGD(
-        groups,
+        rated,
         lr=rate,
         momentum=options.momentum,
         nesterov=options.momentum > 0,
@@ -37,18 +88,45 @@ def build_optimiser(
 
 
 def reset_rates(optimiser: torch.optim.Optimizer, options: OptimiserOptions) -> None:
-    """Take peak rate and decay from `options`: a checkpoint brings those of the run that wrote it."""
+    """Take peak rates and decay from `options`: a checkpoint brings those of the run that wrote it."""
     for group in optimiser.param_groups:
-        group["peak_lr"], group["weight_decay"] = peak_rate(options), decay_rate(options)
+        group["peak_lr"] = peak_rate(options, group["part"])
+        group["weight_decay"] = decay_rate(options, group["part"])
 
 
-def peak_rate(options: OptimiserOptions) -> float:
-    """The highest learning rate of the run; unset, that of the optimiser."""
+def regrouped(state: dict[str, Any], groups: Sequence[ParameterGroup]) -> dict[str, Any]:
+    """The saved `state` of an optimiser for `groups` of the same weights in the same order.
+
+    Older programs saved all weights in one group. DatasetError if the number of weights differs.
+    """
+    saved = [place for group in state["param_groups"] for place in group["params"]]
+    if len(saved) != sum(len(group.parameters) for group in groups):
+        raise DatasetError(
+            f"The checkpoint's optimiser moves {len(saved)} weights, this run's "
+            f"{sum(len(group.parameters) for group in groups)}. Resume with the options of that run, or "
+            "train into another results folder."
+        )
+    first, places = state["param_groups"][0], iter(saved)
+    return {
+        **state,
+        "param_groups": [
+            {**first, "part": group.part, "params": list(islice(places, len(group.parameters)))}
+            for group in groups
+        ],
+    }
+
+
+def peak_rate(options: OptimiserOptions, part: Part = "network") -> float:
+    """The highest learning rate of a part in the run; unset, that of the network, then of the optimiser."""
+    if part == "branch" and options.head_learning_rate is not None:
+        return options.head_learning_rate
     return LEARNING_RATES[options.optimizer] if options.learning_rate is None else options.learning_rate
 
 
-def decay_rate(options: OptimiserOptions) -> float:
-    """The weight decay; unset, that of the optimiser."""
+def decay_rate(options: OptimiserOptions, part: Part = "network") -> float:
+    """The weight decay; unset, that of the optimiser. It would pull all task weights to 1: there it is 0."""
+    if part == "balance":
+        return 0.0
     return WEIGHT_DECAYS[options.optimizer] if options.weight_decay is None else options.weight_decay
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet.evaluation.baselines import collapse_reason
 from nnunet.evaluation.classification import constant_baselines, macro_f1_of
 from nnunet.inference.sliding_window import VolumeOutput
 from nnunet.label_coding import LabelCoding
@@ -47,17 +48,32 @@ class ValidationScores:
     macro_f1: float | None
     constant_macro_f1: float | None
     original_dice: tuple[float, ...] = ()  # as `dice`, on the grid before resampling; empty if not asked for
+    collapse: str | None = None  # why the classes count as collapsed; empty if they do not
+    segmentation_learns: bool = True  # otherwise the class chooses the best epoch
 
     @staticmethod
-    def from_results(results: Sequence[CaseResult], plan: Plan, class_loss_weight: float) -> ValidationScores:
+    def from_results(
+        results: Sequence[CaseResult],
+        plan: Plan,
+        class_loss_weight: float,
+        *,
+        segmentation_learns: bool = True,
+    ) -> ValidationScores:
         """Means over the cases that have the number; macro-F1 over the pooled cases, never over batches.
 
-        The loss is put together as in training: segmentation + `class_loss_weight` * class. A term that no
-        case has counts 0.
+        The loss is put together as in training: segmentation + `class_loss_weight` * class, also where the
+        weights are learned, which would change its meaning from epoch to epoch. A term that no case has
+        counts 0.
         """
         segmentation = _mean_of_known(np.array([result.segmentation_loss for result in results]))
         classification = _mean_of_known(np.array([result.class_loss for result in results]))
-        macro_f1, baseline = _class_scores(results, plan)
+        known = [result for result in results if result.class_target != NO_CLASS and result.class_probs]
+        macro_f1 = baseline = collapse = None
+        if plan.num_classes > 1 and known:
+            targets = np.array([result.class_target for result in known])
+            probs = np.array([result.class_probs for result in known])
+            macro_f1, baseline = _macro_f1(targets, probs, plan)
+            collapse = collapse_reason(targets, probs)
         return ValidationScores(
             dice=_means_over_cases([result.dice for result in results]),
             has_foreground=any(result.has_foreground for result in results),
@@ -65,6 +81,8 @@ class ValidationScores:
             macro_f1=macro_f1,
             constant_macro_f1=baseline,
             original_dice=_means_over_cases([result.original_dice for result in results]),
+            collapse=collapse,
+            segmentation_learns=segmentation_learns,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -72,23 +90,29 @@ class ValidationScores:
 
         `val/dsc` is the mean over the labels that occur; it is left out where no mask shows a label.
         `val/dsc_original` is the same on the grid before resampling, where that was asked for. `val/score`,
-        greater is better, chooses the best epoch: `val/dsc_original`, without it `val/dsc`, without both
-        `val/macro_f1`, without all minus `val/loss`. What it is depends on the cases alone, so it stays the
-        same in all epochs.
+        greater is better, chooses the best epoch: `val/dsc_original`, without it `val/dsc`, without both, or
+        where the segmentation does not learn, `val/macro_f1`, without all minus `val/loss`. What it is
+        depends on the cases and on what learns, so it stays the same in all epochs.
         """
         values = {"val/loss": self.loss, "val/score": -self.loss}
         if self.macro_f1 is not None:
             values["val/score"] = self.macro_f1
         if self.has_foreground:
-            values["val/dsc"] = values["val/score"] = _mean_of_known(np.array(self.dice))
+            values["val/dsc"] = _mean_of_known(np.array(self.dice))
+        if self.has_foreground and self.segmentation_learns:
+            values["val/score"] = values["val/dsc"]
         values |= {f"val/dsc_{place}": value for place, value in enumerate(self.dice, start=1)}
         if self.has_foreground and self.original_dice:
-            values["val/dsc_original"] = values["val/score"] = _mean_of_known(np.array(self.original_dice))
+            values["val/dsc_original"] = _mean_of_known(np.array(self.original_dice))
+            if self.segmentation_learns:
+                values["val/score"] = values["val/dsc_original"]
         values |= {
             f"val/dsc_original_{place}": value for place, value in enumerate(self.original_dice, start=1)
         }
         if self.macro_f1 is not None and self.constant_macro_f1 is not None:
             values |= {"val/macro_f1": self.macro_f1, "val/macro_f1_constant": self.constant_macro_f1}
+        if self.collapse is not None:
+            values["val/collapsed"] = float(bool(self.collapse))
         return values
 
 
@@ -172,13 +196,9 @@ def _mean_of_known(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else UNKNOWN
 
 
-def _class_scores(results: Sequence[CaseResult], plan: Plan) -> tuple[float | None, float | None]:
-    known = [result for result in results if result.class_target != NO_CLASS and result.class_probs]
-    if plan.num_classes < 2 or not known:
-        return None, None
-    targets = np.array([result.class_target for result in known])
-    predicted = np.array([int(np.argmax(result.class_probs)) for result in known])
+def _macro_f1(targets: np.ndarray, probs: np.ndarray, plan: Plan) -> tuple[float, float]:
+    """Of the predictions, and of the best constant one, for targets (N,) and probabilities (N, K)."""
     confusion = np.zeros((plan.num_classes, plan.num_classes))
-    np.add.at(confusion, (targets, predicted), 1)
+    np.add.at(confusion, (targets, probs.argmax(axis=1)), 1)
     best = max(baseline.macro_f1 for baseline in constant_baselines(targets, plan.class_names))
     return float(macro_f1_of(confusion)), best

@@ -77,6 +77,7 @@ def test_the_log_has_every_score_of_every_epoch(trained: Path) -> None:
     first, second = epochs_of(trained)
     expected = {"train/loss", "train/loss_segmentation", "train/loss_class", "learning_rate", "val/loss"}
     expected |= {"val/score", "val/dsc", "val/dsc_1", "val/dsc_2", "val/macro_f1", "val/macro_f1_constant"}
+    expected |= {"val/collapsed"}
     assert set(first) == set(second) == expected
 
 

@@ -7,12 +7,19 @@ import torch
 from torch.nn import Parameter
 
 from nnunet.options import OptimiserOptions
-from nnunet.training.optimisers import Schedule, build_optimiser, build_schedule, set_learning_rate
+from nnunet.training.optimisers import (
+    ParameterGroup,
+    Schedule,
+    build_optimiser,
+    build_schedule,
+    set_learning_rate,
+)
 from utils.errors import UserError
 
 
 def optimiser_of(options: OptimiserOptions) -> torch.optim.Optimizer:
-    return build_optimiser([Parameter(torch.zeros(1))], options, fused=False)
+    group = ParameterGroup(part="network", parameters=(Parameter(torch.zeros(1)),))
+    return build_optimiser([group], options, fused=False)
 
 
 def test_adam_is_adamw_with_its_own_defaults() -> None:

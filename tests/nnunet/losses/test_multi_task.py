@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunet.label_coding import LabelCoding
+from nnunet.losses.balancing import TaskBalance
 from nnunet.losses.base import CaseLoss
 from nnunet.losses.classification import CrossEntropy, Ldam
 from nnunet.losses.multi_task import MultiTaskLoss
@@ -183,3 +184,50 @@ def test_a_patch_that_nobody_annotated_counts_like_a_case_without_a_mask() -> No
     assert loss(output, batch_of(somebody, targets=(1,))).classification.item() == pytest.approx(
         0.25 * math.log(2)
     )
+
+
+# --- which task learns, and by which weight -------------------------------------------------------------
+
+
+def other_loss(*, segmentation_learns: bool = True, balance: TaskBalance | None = None) -> MultiTaskLoss:
+    return MultiTaskLoss(
+        PLAIN,
+        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+        class_loss_weight=0.3,
+        lesion_free_weight=0.25,
+        segmentation_learns=segmentation_learns,
+        balance=balance,
+    )
+
+
+def test_where_the_segmentation_does_not_learn_its_loss_is_not_computed() -> None:
+    label_logits = sure(LESION).requires_grad_()
+    output = ModelOutput(label_logits=(label_logits * torch.nan,), class_logits=torch.zeros(1, 2))
+    terms = other_loss(segmentation_learns=False)(output, batch_of(LESION, targets=(0,)))
+    assert terms.segmentation.item() == 0
+    assert terms.total.item() == pytest.approx(0.3 * math.log(2))
+    assert not terms.total.requires_grad
+
+
+def test_learned_weights_see_a_segmentation_loss_that_is_never_negative() -> None:
+    loss = other_loss(balance=TaskBalance((1.0, 0.5)))
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.zeros(1, 2))
+    terms = loss(output, batch_of(LESION, targets=(0,)))
+    # exp(-s) is the weight, s / 2 is added for each task; a perfect segmentation costs -1.
+    assert terms.total.item() == pytest.approx((-1 + 1) * 1.0 + 0.5 * math.log(2) - math.log(0.5) / 2)
+
+
+def test_a_step_raises_the_weight_of_a_task_whose_loss_is_small() -> None:
+    balance = TaskBalance((1.0, 0.3))
+    output = ModelOutput(label_logits=(sure(LESION),), class_logits=torch.tensor([[50.0, 0.0]]))
+    loss = other_loss(balance=balance)
+    before = {name: float(weight) for name, weight in loss.task_weights().items()}
+    loss(output, batch_of(LESION, targets=(0,))).total.backward()
+    torch.optim.SGD(balance.parameters(), lr=0.1).step()
+    after = {name: float(weight) for name, weight in loss.task_weights().items()}
+    assert before == pytest.approx({"segmentation": 1.0, "class": 0.3})
+    assert all(after[name] > before[name] for name in before)
+
+
+def test_fixed_weights_are_not_reported() -> None:
+    assert make_loss().task_weights() == {}

@@ -1,20 +1,31 @@
 """Optimisers and the learning rate over a run, by pencil."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import Parameter
 
+from nnunet.label_coding import LabelCoding
+from nnunet.losses.balancing import TaskBalance
+from nnunet.losses.classification import CrossEntropy
+from nnunet.losses.multi_task import MultiTaskLoss
+from nnunet.losses.segmentation import SegmentationLoss
+from nnunet.network import Architecture, MultiTaskUNet
 from nnunet.options import OptimiserOptions
 from nnunet.training.optimisers import (
     ParameterGroup,
     Schedule,
     build_optimiser,
     build_schedule,
+    parameter_groups,
+    regrouped,
+    reset_rates,
     set_learning_rate,
 )
-from utils.errors import UserError
+from utils.contracts import Plan
+from utils.errors import DatasetError, UserError
 
 
 def optimiser_of(options: OptimiserOptions) -> torch.optim.Optimizer:
@@ -111,3 +122,77 @@ def test_groups_keep_their_ratio() -> None:
         set_learning_rate(optimiser, factor)
         first, second = (group["lr"] for group in optimiser.param_groups)
         assert (first, second) == pytest.approx((0.1 * factor, 0.3 * factor))
+
+
+# --- groups ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(make_plan: Callable[..., Plan]) -> tuple[MultiTaskUNet, MultiTaskLoss]:
+    """A network whose branch has a stream of its own, and a loss with learned weights."""
+    loss = MultiTaskLoss(
+        CrossEntropy().build((1, 1)),
+        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+        class_loss_weight=0.3,
+        lesion_free_weight=0.25,
+        balance=TaskBalance((1.0, 0.3)),
+    )
+    return MultiTaskUNet(make_plan(), Architecture(encoder="attention_gated", branch="simple")), loss
+
+
+def test_every_weight_that_learns_is_in_one_group_in_the_networks_order(
+    parts: tuple[MultiTaskUNet, MultiTaskLoss],
+) -> None:
+    network, loss = parts
+    groups = parameter_groups(network, loss)
+    assert [group.part for group in groups] == ["network", "branch", "balance"]
+    placed = [weight for group in groups for weight in group.parameters]
+    expected = [*network.parameters(), *loss.parameters()]
+    assert [id(weight) for weight in placed] == [id(weight) for weight in expected]
+
+
+def test_frozen_weights_are_in_no_group(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:
+    network, loss = parts
+    for weight in (*network.encoder.parameters(), *network.decoder.parameters()):
+        weight.requires_grad = False
+    assert [group.part for group in parameter_groups(network, loss)] == ["branch", "balance"]
+
+
+def test_the_head_has_a_rate_of_its_own_and_task_weights_no_decay(
+    parts: tuple[MultiTaskUNet, MultiTaskLoss],
+) -> None:
+    options = OptimiserOptions(learning_rate=0.2, head_learning_rate=0.6, weight_decay=0.1)
+    optimiser = build_optimiser(parameter_groups(*parts), options, fused=False)
+    for factor in (1.0, 0.5):
+        set_learning_rate(optimiser, factor)
+        rates = {group["part"]: group["lr"] for group in optimiser.param_groups}
+        expected = {"network": 0.2 * factor, "branch": 0.6 * factor, "balance": 0.2 * factor}
+        assert rates == pytest.approx(expected)
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.1, 0.1, 0.0]
+
+
+def test_new_rates_are_set_in_their_own_groups(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:
+    optimiser = build_optimiser(parameter_groups(*parts), OptimiserOptions(), fused=False)
+    reset_rates(optimiser, OptimiserOptions(learning_rate=0.2, head_learning_rate=0.6, weight_decay=0.1))
+    assert [group["peak_lr"] for group in optimiser.param_groups] == [0.2, 0.6, 0.2]
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.1, 0.1, 0.0]
+
+
+def test_a_state_of_one_group_continues_in_several(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:
+    network, loss = parts
+    loss.balance = None
+    older = torch.optim.AdamW([{"params": list(network.parameters()), "peak_lr": 0.1}], lr=0.1)
+    sum(weight.square().sum() for weight in network.parameters()).backward()
+    older.step()
+    groups = parameter_groups(network, loss)
+    optimiser = build_optimiser(groups, OptimiserOptions(), fused=False)
+    optimiser.load_state_dict(regrouped(older.state_dict(), groups))
+    assert [group["part"] for group in optimiser.param_groups] == ["network", "branch"]
+    for weight in network.parameters():
+        assert torch.equal(optimiser.state[weight]["exp_avg"], older.state[weight]["exp_avg"])
+
+
+def test_a_state_of_other_weights_is_refused(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:
+    older = torch.optim.SGD([Parameter(torch.zeros(1))], lr=0.1).state_dict()
+    with pytest.raises(DatasetError, match="moves 1 weights"):
+        regrouped(older, parameter_groups(*parts))

@@ -1,7 +1,7 @@
 """A folder of BraTS patients -> a Decathlon dataset of four channels, and BraTS's label values back again.
 
 BraTS until 2021 delivers a folder per patient with `<id>_flair`, `_t1`, `_t1ce`, `_t2` and `_seg.nii.gz` on
-one grid, and marks 1 necrotic core, 2 edema and 4 enhancing tumour; the value 3 is not used.
+one grid, and marks 1 necrotic core, 2 oedema and 4 enhancing tumour; the value 3 is not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils.storage import write_json
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")  # in the order of the channels
 CHANNEL_NAMES = ("FLAIR", "T1", "T1Gd", "T2")
-LABEL_NAMES = ("background", "necrotic core", "edema", "enhancing tumour")
+LABEL_NAMES = ("background", "necrotic core", "oedema", "enhancing tumour")
 BRATS_VALUES = (0, 1, 2, 4)  # what BraTS writes for the labels 0, 1, 2, 3
 LARGEST_WHOLE = 2**24  # float32 holds every whole number up to here
 

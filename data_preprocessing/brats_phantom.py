@@ -1,6 +1,6 @@
 """Made-up BraTS patients: a brain with one nested tumour in four MR contrasts, in BraTS's folders and values.
 
-Edema lies around the core, the core is a ring of enhancing tumour around necrosis. Each part looks different
+Oedema lies around the core, the core is a ring of enhancing tumour around necrosis. Each part looks different
 in at least one contrast, as in patients, so that a small network learns it in a minute. No measured image
 went into it.
 """
@@ -21,8 +21,8 @@ from utils.errors import UserError
 
 SHAPE = (36, 44, 44)  # (z, y, x)
 SPACING_MM = (1.0, 1.0, 1.0)
-EDEMA_RADIUS_MM = (8.0, 11.0)
-CORE_SHARE, NECROSIS_SHARE = 0.66, 0.38  # of the radius of the edema
+OEDEMA_RADIUS_MM = (8.0, 11.0)
+CORE_SHARE, NECROSIS_SHARE = 0.66, 0.38  # of the radius of the oedema
 BRAIN_SHARE = 0.46  # half axes of the brain, as a share of the crop
 VENTRICLE_SHARE = (0.08, 0.16, 0.05)  # half axes of the ventricles, likewise
 NOISE = 30.0
@@ -30,12 +30,12 @@ GAIN_SPREAD = 0.1  # of the logarithm of a contrast's scale from patient to pati
 BLUR_VOXELS = 0.5  # partial volume at every border
 FIRST_TEST_NUMBER = 1700  # training patients count from 0
 SCANNER_CODE = 1  # NIfTI: scanner-based coordinates
-NECROSIS, EDEMA, ENHANCING = 1, 2, 4  # BraTS's values
+NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # BraTS's values
 # Brightness in arbitrary units in flair, t1, t1ce, t2.
 GREY_MATTER = (400, 400, 410, 480)
 WHITE_MATTER = (330, 520, 530, 380)
 FLUID = (120, 180, 190, 850)
-TUMOUR = {EDEMA: (720, 330, 340, 760), ENHANCING: (610, 370, 880, 640), NECROSIS: (350, 220, 240, 820)}
+TUMOUR = {OEDEMA: (720, 330, 340, 760), ENHANCING: (610, 370, 880, 640), NECROSIS: (350, 220, 240, 820)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +101,12 @@ def draw_patient(seed: np.random.SeedSequence) -> BratsPatient:
 
 def _draw_tumour(random: np.random.Generator, space: Space, brain: np.ndarray) -> np.ndarray:
     """(D, H, W) uint8: three dented ellipsoids, one within the other, cut off at the brain's surface."""
-    radius = random.uniform(*EDEMA_RADIUS_MM)
+    radius = random.uniform(*OEDEMA_RADIUS_MM)
     centre = space.extent_mm * random.uniform(0.38, 0.62, 3)
     level = space.radius_from(centre, radius * random.uniform(0.9, 1.1, 3))
     level *= 1 + 0.05 * _smooth_noise(random, 2.5)
     mask = np.zeros(space.shape, dtype=np.uint8)
-    for value, share in ((EDEMA, 1.0), (ENHANCING, CORE_SHARE), (NECROSIS, NECROSIS_SHARE)):
+    for value, share in ((OEDEMA, 1.0), (ENHANCING, CORE_SHARE), (NECROSIS, NECROSIS_SHARE)):
         mask[(level < share) & brain] = value
     return mask
 

@@ -7,9 +7,9 @@ import pytest
 
 from data_preprocessing.brats import MODALITIES
 from data_preprocessing.brats_phantom import (
-    EDEMA,
     ENHANCING,
     NECROSIS,
+    OEDEMA,
     BratsPatient,
     BratsPhantomOptions,
     draw_patient,
@@ -70,11 +70,11 @@ def test_all_files_of_a_patient_lie_on_one_grid_that_runs_to_left_posterior_supe
 
 def test_every_tumour_has_all_parts_and_lies_in_the_brain(patients: list[BratsPatient]) -> None:
     for patient in patients:
-        assert set(np.unique(patient.mask)) == {0, NECROSIS, EDEMA, ENHANCING}
+        assert set(np.unique(patient.mask)) == {0, NECROSIS, OEDEMA, ENHANCING}
         assert all((image[patient.mask > 0] > 0).all() for image in patient.images.values())
 
 
-def test_parts_are_nested_necrosis_never_touches_edema(patients: list[BratsPatient]) -> None:
+def test_parts_are_nested_necrosis_never_touches_oedema(patients: list[BratsPatient]) -> None:
     for patient in patients:
         around = grown(patient.mask == NECROSIS) & (patient.mask != NECROSIS)
         assert set(np.unique(patient.mask[around])) == {ENHANCING}
@@ -88,7 +88,7 @@ def test_a_part_is_brighter_or_darker_where_mr_shows_it_so(patients: list[BratsP
             return float(patient.images[name][where].mean())
 
         for name in ("flair", "t2"):
-            assert mean(name, patient.mask == EDEMA) > 1.4 * mean(name, tissue)
+            assert mean(name, patient.mask == OEDEMA) > 1.4 * mean(name, tissue)
         assert mean("t1ce", patient.mask == ENHANCING) > 1.4 * mean("t1ce", tissue)
         assert mean("t1ce", patient.mask == NECROSIS) < 0.8 * mean("t1ce", tissue)
 

@@ -1,7 +1,7 @@
 """Variants of one benchmark of ours, run in turn, as one JSON file: real patches beside synthetic ones.
 
 python benchmarks/compare_variants.py --out FILE.json [--rounds 3] [--keys PATH ...] \\
-    --variant NAME "OPTIONS" --variant NAME "OPTIONS" ... -- COMMON_OPTIONS_OF_SCRIPTS_BENCHMARK_PY
+    --variant "NAME=OPTIONS" --variant "NAME=OPTIONS" ... -- COMMON_OPTIONS_OF_SCRIPTS_BENCHMARK_PY
 
 Each round runs every variant once; who goes first moves on from round to round. `--keys` are the dotted paths
 of the compared figures, by default speed and processor time per patch: other programs lower the first, and
@@ -54,6 +54,12 @@ def summary_of(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
+def commands_of(variants: Sequence[str], start: Sequence[str]) -> dict[str, list[str]]:
+    """The command of every variant NAME=OPTIONS, its options behind the common ones."""
+    parts = [variant.partition("=") for variant in variants]
+    return {name: [*start, *shlex.split(options)] for name, _, options in parts}
+
+
 def values_of(runs: Mapping[str, Sequence[Run]], key: str) -> dict[str, list[float]]:
     """The figure at the dotted path of every run."""
     return {name: [figure_at(run["result"], key) for run in found] for name, found in runs.items()}
@@ -70,7 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", nargs="+", default=KEYS, help="dotted paths of the compared figures")
-    parser.add_argument("--variant", nargs=2, action="append", required=True, metavar=("NAME", "OPTIONS"))
+    parser.add_argument("--variant", action="append", required=True, metavar="NAME=OPTIONS")
+    parser.add_argument("--note", default="", help="what else has to be known about the machine")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="-- options of scripts/benchmark.py")
     return parser.parse_args()
 
@@ -80,7 +87,7 @@ def main() -> None:
     chosen = parse_arguments()
     common = [option for option in chosen.options if option != "--"]
     start = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--json", *common]
-    commands = {name: [*start, *shlex.split(options)] for name, options in chosen.variant}
+    commands = commands_of(chosen.variant, start)
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(chosen.rounds):
         for name in order_of(list(commands), number):
@@ -92,6 +99,8 @@ def main() -> None:
             {
                 "schema": SCHEMA,
                 "machine": machine_record(None),
+                "note": chosen.note,
+                "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
                 "commands": {name: without_folders(command) for name, command in commands.items()},
                 "summary": {key: summary_of(values_of(runs, key)) for key in chosen.keys},
                 "runs": runs,

@@ -230,3 +230,9 @@ def test_variants_are_set_against_the_last_one_round_by_round() -> None:
     assert summary["real"]["ratios"] == [0.8, 0.2, 0.6]
     assert (summary["real"]["median"], summary["real"]["ratio_to_last"]) == (6.0, 0.6)
     assert summary["synthetic"]["ratio_to_last"] == 1.0
+
+
+def test_the_options_of_a_variant_come_behind_its_name() -> None:
+    commands = variants.commands_of(["bf16=--amp --shape 1 8 8 8", "plain="], ["run", "--json"])
+    assert commands["bf16"] == ["run", "--json", "--amp", "--shape", "1", "8", "8", "8"]
+    assert commands["plain"] == ["run", "--json"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet.case_features import weights_hash
 from nnunet.evaluation.baselines import VolumeBaseline, volume_baseline
 from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.class_files import final_fields
@@ -23,6 +24,8 @@ from nnunet.evaluation.overlap import CaseOverlap
 from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
 from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
 from nnunet.evaluation.tables import write_overlap_table
+from scripts.classical_fit import describe_scores
+from scripts.classifier_files import ClassicalScores, read_scores
 from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
 from scripts.fold_data import FoldCases, refuse_other_preparation
 from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
@@ -80,6 +83,8 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     write_overlap_table(masks / "metrics.csv", overlaps)
     metrics = _metrics(segmentation, classes, volume_auc)
     metrics |= final_fields(classes, segmentation, mean_by_label(scored.surfaces))
+    classical = read_scores(options.results, weights_hash(run.model.network))
+    metrics |= {"classifier": options.inference.classifier, "classical": classical}
     metrics |= {
         "volume_baseline": volume,
         "checkpoint": str(checkpoint),
@@ -88,10 +93,9 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     write_json(options.results / METRICS_FILE, metrics)
     if segmentation:
         run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
-
     page = ReportPage(
         title=f"Validation of {plan.dataset}, fold {options.fold}",
-        facts=_facts(options, fold, checkpoint),
+        facts=(*_facts(options, fold, checkpoint), *_classical_facts(classical)),
         segmentation=segmentation,
         classification=classes,
         volume_auroc=volume_auc,
@@ -168,6 +172,14 @@ def _facts(options: RunOptions, fold: FoldCases, checkpoint: Path) -> tuple[Fact
         ),
         Fact(name="Checkpoint", value=str(checkpoint)),
         Fact(name="Mirroring at test time", value="yes" if options.inference.tta else "no"),
+        Fact(name="Class probabilities of", value=options.inference.classifier),
+    )
+
+
+def _classical_facts(classical: Mapping[str, ClassicalScores]) -> tuple[Fact, ...]:
+    return tuple(
+        Fact(name=f"Classical classifier {name}", value=describe_scores(scores))
+        for name, scores in classical.items()
     )
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from nnunet.blocks import flatten_depth
+from nnunet.case_features import PredictedVolume, case_features, weights_hash
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
+from nnunet.linear_classifier import FeatureRule, FittedClassifier
+from nnunet.precision import half_type
 from nnunet.training.checkpoint import TrainedModel, load_model
 from nnunet.training.trainer import CHECKPOINT_FOLDER, choose_machine, last_checkpoint
+from scripts.classifier_files import BRANCH, load_classifier
 from scripts.run_options import RunOptions
-from utils.contracts import Plan, Prediction
+from utils.contracts import Footprint, Plan, Prediction
 from utils.errors import DatasetError
 from utils.storage import atomic_file
 
@@ -27,18 +32,44 @@ ML_PER_MM3 = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelRun:
-    """A model, where it runs, and how volumes are cut into windows."""
+    """A model, where it runs, and how volumes are cut into windows.
+
+    With a `classifier` its class probabilities stand in for the network's.
+    """
 
     model: TrainedModel
     rule: WindowRule
     device: torch.device
     amp: bool
+    classifier: FittedClassifier | None = None
 
-    def predict(self, image: np.ndarray, case_id: str) -> Prediction:
-        """The prediction for one prepared (C, D, H, W) volume."""
-        return predict_case(
+    def predict(self, image: np.ndarray, case_id: str, voxel_ml: float) -> Prediction:
+        """The prediction for one prepared (C, D, H, W) volume; `voxel_ml` is the size of its voxels."""
+        prediction = predict_case(
             self.model.network, image, self.rule, case_id=case_id, device=self.device, amp=self.amp
         )
+        if self.classifier is None:
+            return prediction
+        features = self.features(image, prediction, self.classifier.features, voxel_ml)
+        return replace(prediction, class_probs=self.classifier.rule.probabilities(features[None])[0])
+
+    def features(
+        self, image: np.ndarray, prediction: Prediction, rule: FeatureRule, voxel_ml: float
+    ) -> np.ndarray:
+        """(F,) what a classical classifier knows of a predicted volume; see `case_features`."""
+        network = self.model.network
+        volume = PredictedVolume(
+            image=torch.from_numpy(np.array(image, dtype=np.float32)).unsqueeze(0).to(self.device),
+            label_probs=torch.from_numpy(prediction.label_probs).unsqueeze(0).to(self.device),
+            voxel_ml=voxel_ml,
+        )
+
+        def encoder(windows: torch.Tensor) -> Sequence[torch.Tensor]:
+            return network.encoder(flatten_depth(windows, network.dims))
+
+        kind = half_type(self.device.type) if self.amp else None
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            return case_features(encoder, volume, rule, self.rule)
 
     def refuse_training_cases(self, case_ids: Sequence[str]) -> None:
         """DatasetError if the model has seen one of the cases that are to be scored as unseen."""
@@ -74,7 +105,26 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
         coding=LabelCoding.of_plan(model.plan),
         class_vote=inference.class_vote,
     )
-    return ModelRun(model=model, rule=rule, device=device, amp=options.training.amp)
+    return ModelRun(
+        model=model,
+        rule=rule,
+        device=device,
+        amp=options.training.amp,
+        classifier=_classifier(options, model, path),
+    )
+
+
+def _classifier(options: RunOptions, model: TrainedModel, checkpoint: Path) -> FittedClassifier | None:
+    """The one of --classifier; None where the branch answers."""
+    if options.inference.classifier == BRANCH:
+        return None
+    return load_classifier(options, weights_hash(model.network), checkpoint)
+
+
+def planned_voxel_ml(footprint: Footprint) -> float:
+    """The volume of a voxel of the planned grid."""
+    native_ml = float(np.prod(footprint.oriented_spacing_mm)) * ML_PER_MM3
+    return native_ml * float(np.prod(footprint.cropped_shape)) / float(np.prod(footprint.planned_shape))
 
 
 def find_checkpoint(results: Path) -> Path:

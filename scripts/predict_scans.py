@@ -16,7 +16,14 @@ from data_preprocessing.restore import restore_label
 from data_preprocessing.scans import read_scans
 from data_preprocessing.volume_io import write_volume
 from scripts.class_output import write_class_output
-from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
+from scripts.model_run import (
+    ModelRun,
+    PredictionRow,
+    open_model,
+    planned_voxel_ml,
+    prediction_row,
+    write_predictions_table,
+)
 from scripts.prediction_shard import PredictionShard
 from scripts.run_options import RunOptions
 from utils.contracts import Plan, Prediction, RawCase
@@ -134,7 +141,7 @@ def _prepare(scan: RawCase, plan: Plan) -> ReadyScan:
 def _answer(run: ModelRun, ready: ReadyScan) -> Prediction:
     if ready.arrays is None:
         raise ready.error or DatasetError(f"Case {ready.case_id} could not be prepared.")
-    return run.predict(ready.arrays.image, ready.case_id)
+    return run.predict(ready.arrays.image, ready.case_id, planned_voxel_ml(ready.arrays.footprint))
 
 
 def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -> PredictionRow:

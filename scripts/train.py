@@ -24,6 +24,7 @@ from utils.splits import write_folds
 
 if TYPE_CHECKING:
     from nnunet.training.trainer import Machine
+    from scripts.fold_data import FoldCases
 
 DESCRIPTION = (
     "Train the planned network on one fold. As main.py --exec_mode train, but without --recipe nnunet: deep "
@@ -53,8 +54,6 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     from nnunet.training.resumption import Resumption
     from nnunet.training.validation_schedule import ValidationSchedule
     from scripts.assemble import build_parts, summary
-    from scripts.final_validation import validate_fold
-    from scripts.fold_data import read_fold
     from scripts.process_place import shard_of
     from scripts.resolved_options import logged_options, option_lines, resolved_options
 
@@ -63,7 +62,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     seed_everything(options.seed)
     resume = _resume_path(options, training.last_checkpoint(options.store))
     machine = _machine_of(options)
-    fold = read_fold(options)
+    fold = _fold_of(options)
     shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
     parts = build_parts(options, fold, shard)
@@ -88,8 +87,27 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         trainer.fit(parts.module, datamodule=DataModule(parts.loader, parts.volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.store)
         if trainer.is_global_zero and options.training.save_ckpt:
-            validate_fold(options, fold, best, run_log)
+            _finish(options, fold, best, run_log)
     return best
+
+
+def _fold_of(options: RunOptions) -> FoldCases:
+    """The cases; a classical classifier that could not be fitted to them is refused before training."""
+    from scripts.classical_fit import refuse_impossible_fit
+    from scripts.fold_data import read_fold
+
+    fold = read_fold(options)
+    refuse_impossible_fit(options, fold.plan)
+    return fold
+
+
+def _finish(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: RunLog) -> None:
+    """The classical classifier first: its scores stand in the report."""
+    from scripts.classical_fit import fit_after_training
+    from scripts.final_validation import validate_fold
+
+    fit_after_training(options, fold, checkpoint)
+    validate_fold(options, fold, checkpoint, run_log)
 
 
 def _machine_of(options: RunOptions) -> Machine:

@@ -102,14 +102,16 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
     predicted mass of the lesion (the last label) as weight, a window without lesion has no vote. Where no
     window has any lesion, all count equally.
     """
-    padding = _padding(volume.shape[2:], rule.patch)
+    padding = centred_padding(tuple(volume.shape[2:]), rule.patch)
     padded = F.pad(volume, padding)
     weight = blend_weight(rule).to(volume.device)
     total: Tensor | None = None
     norm = torch.zeros(padded.shape[2:], device=volume.device)
     votes: list[WindowVotes] = []
     for places in _batches(tuple(padded.shape[2:]), rule):
-        logits, votes_here = _views(network, torch.cat([_cut(padded, p, rule.patch) for p in places]), rule)
+        logits, votes_here = _views(
+            network, torch.cat([cut_window(padded, p, rule.patch) for p in places]), rule
+        )
         if total is None:
             total = torch.zeros((logits.shape[1], *padded.shape[2:]), device=volume.device)
         for place, window in zip(places, logits, strict=True):
@@ -125,7 +127,7 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
     return VolumeOutput(label_logits=total[:, d, h, w], class_probs=_count(votes, rule.class_vote))
 
 
-def _padding(shape: torch.Size, patch: Shape) -> list[int]:
+def centred_padding(shape: tuple[int, ...], patch: Shape) -> list[int]:
     """F.pad's argument (last axis first) that centres the volume in at least one patch."""
     padding: list[int] = []
     for size, wanted in zip(reversed(shape), reversed(patch), strict=True):
@@ -134,16 +136,22 @@ def _padding(shape: torch.Size, patch: Shape) -> list[int]:
     return padding
 
 
-def _batches(shape: tuple[int, ...], rule: WindowRule) -> Iterator[list[tuple[int, ...]]]:
+def window_places(shape: tuple[int, ...], rule: WindowRule) -> Iterator[tuple[int, ...]]:
+    """First corners of the windows that cover a padded volume, the last axis running fastest."""
     starts = [window_starts(size, patch, rule.overlap) for size, patch in zip(shape, rule.patch, strict=True)]
-    places = iter(itertools.product(*starts))
-    while batch := list(itertools.islice(places, rule.batch_size)):
-        yield batch
+    return itertools.product(*starts)
 
 
-def _cut(volume: Tensor, place: tuple[int, ...], patch: Shape) -> Tensor:
+def cut_window(volume: Tensor, place: tuple[int, ...], patch: Shape) -> Tensor:
+    """The part of (B, C, D, H, W) `volume` under the window at `place`; a view of its memory."""
     d, h, w = (slice(start, start + size) for start, size in zip(place, patch, strict=True))
     return volume[:, :, d, h, w]
+
+
+def _batches(shape: tuple[int, ...], rule: WindowRule) -> Iterator[list[tuple[int, ...]]]:
+    places = window_places(shape, rule)
+    while batch := list(itertools.islice(places, rule.batch_size)):
+        yield batch
 
 
 def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor, WindowVotes | None]:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
 from scripts.run_recipes import RULES, read_command, training_script_rules
+from scripts.run_start import refuse_contradictory_start
 from utils.affinity import resolve_choice, set_affinity
 from utils.command import run_command
 from utils.errors import DatasetError, UserError
@@ -53,12 +54,13 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     from nnunet.training.profiling import Profiler
     from nnunet.training.resumption import Resumption
     from nnunet.training.validation_schedule import ValidationSchedule
-    from scripts.assemble import build_parts, summary
+    from scripts.assemble import build_parts, start_lines, summary
     from scripts.process_place import shard_of
     from scripts.resolved_options import logged_options, option_lines, resolved_options
 
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
+    refuse_contradictory_start(options)
     seed_everything(options.seed)
     resume = _resume_path(options, training.last_checkpoint(options.store))
     machine = _machine_of(options)
@@ -69,10 +71,11 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     resolved = resolved_options(options, fold.plan, parts, machine)
     if shard.rank == 0:
         say(f"Training on {machine.device}: {summary(fold, parts)}. Results: {options.results}")
-        for line in option_lines(options, origins, resolved):
+        for line in [*start_lines(parts), *option_lines(options, origins, resolved)]:
             say(line)
     with RunLog(options.results / options.logname, shard.rank) as run_log:
-        run_log.log("PARAMETER", logged_options(options, origins, resolved))
+        start = {} if parts.warm_start is None else {"warm_start": parts.warm_start.to_log()}
+        run_log.log("PARAMETER", logged_options(options, origins, resolved) | start)
         if shard.rank == 0:
             write_folds(options.results / SPLITS, fold.folds)
         callbacks = [

@@ -172,3 +172,20 @@ def test_torchrun_and_srun_one_after_the_other_end_where_a_straight_run_does(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [line["train/loss"] for line in logged(tmp_path)] == [line["train/loss"] for line in logged(two)]
+
+
+@pytest.mark.flag("freeze", "task_balance")
+def test_frozen_parts_and_learned_weights_need_no_single_process(
+    launch: Launch, alone: Path, run_options: Callable[..., RunOptions], tmp_path: Path
+) -> None:
+    start = alone / "checkpoints" / "last.ckpt"
+    flags = ["--ckpt_path", str(start), "--freeze", "encoder", "--task_balance", "--max_epochs", "1"]
+    flags += ["--head_learning_rate", "0.05", "--fit_classifier", "none"]
+    launch.by_lightning(tmp_path / "two", *flags)
+    train.run(run_options(tmp_path / "one", "--batch_size", str(SAMPLES_PER_STEP), *EQUAL, *flags))
+    ours, theirs, before = (weights_of(path) for path in (tmp_path / "two", tmp_path / "one", alone))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-5)
+        if name.startswith("network.encoder."):
+            assert torch.equal(ours[name], before[name])
+    assert ours["loss.balance.raw"].tolist() == pytest.approx(theirs["loss.balance.raw"].tolist(), rel=1e-3)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -295,3 +295,25 @@ def test_a_second_name_can_turn_a_switch_off() -> None:
     argv = ["--disable_tta"]
     assert options.parse(Views, argv, program="run", description="").tta is False
     assert options.origins(options.option_layers(Views, argv)) == {"tta": "command line"}
+
+
+def test_the_environment_is_stronger_than_a_preset_and_weaker_than_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rules = replace(RULES, environment={"warm_up": "A_WARM_UP", "learning_rate": "A_RATE"})
+
+    def read(*argv: str) -> tuple[int | None, dict[str, str]]:
+        words = ["-i", "c", *argv]
+        run = options.parse(Run, words, program="run", description="", rules=rules)
+        return run.optimiser_options.warm_up, options.origins(options.option_layers(Run, words, rules))
+
+    monkeypatch.delenv("A_WARM_UP", raising=False)
+    monkeypatch.setenv("A_RATE", "")
+    assert read()[0] == 5
+    monkeypatch.setenv("A_WARM_UP", "8")
+    warm_up, origins = read()
+    assert (warm_up, origins["warm_up"]) == (8, "environment A_WARM_UP")
+    assert "learning_rate" not in origins
+    (tmp_path / "run.toml").write_text("warm_up = 9", encoding="utf-8")
+    assert read("--config", str(tmp_path / "run.toml"))[0] == 9
+    assert read("--warm_up", "10")[0] == 10

@@ -286,3 +286,45 @@ def test_without_a_reference_on_the_original_grid_the_case_has_no_dice_there() -
 def test_without_the_original_grid_nothing_is_logged_of_it(make_plan: Callable[..., Plan]) -> None:
     metrics = scores_of(result("a", (0.8, 0.4)), plan=make_plan()).metrics()
     assert not [name for name in metrics if "original" in name]
+
+
+# --- the class ------------------------------------------------------------------------------------------
+
+
+def told_apart(first: tuple[float, float], second: tuple[float, float]) -> tuple[CaseResult, CaseResult]:
+    """Two cases, of class 0 and 1, with a mask each."""
+    return result("a", (0.5,), target=0, probs=first), result("b", (0.7,), target=1, probs=second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "collapsed"),
+    [
+        ((0.9, 0.1), (0.1, 0.9), 0.0),
+        ((0.9, 0.1), (0.8, 0.2), 1.0),  # class 0 for both
+        ((0.501, 0.499), (0.499, 0.501), 1.0),  # ln 2
+    ],
+)
+def test_every_validation_says_whether_the_classes_have_collapsed(
+    make_plan: Callable[..., Plan],
+    first: tuple[float, float],
+    second: tuple[float, float],
+    collapsed: float,
+) -> None:
+    scores = scores_of(*told_apart(first, second), plan=make_plan())
+    assert scores.metrics()["val/collapsed"] == collapsed
+    assert bool(scores.collapse) == bool(collapsed)
+
+
+def test_without_known_classes_nothing_collapses(make_plan: Callable[..., Plan]) -> None:
+    assert "val/collapsed" not in scores_of(result("a", (0.5,)), plan=make_plan()).metrics()
+
+
+def test_where_the_segmentation_does_not_learn_the_class_chooses_the_epoch(
+    make_plan: Callable[..., Plan],
+) -> None:
+    cases = [replace(case, original_dice=(0.4,)) for case in told_apart((0.9, 0.1), (0.1, 0.9))]
+    scores = ValidationScores.from_results(cases, make_plan(), 0.5, segmentation_learns=False).metrics()
+    assert scores["val/score"] == scores["val/macro_f1"] == 1.0
+    assert (scores["val/dsc"], scores["val/dsc_original"]) == pytest.approx((0.6, 0.4))
+    learned = scores_of(*cases, plan=make_plan()).metrics()
+    assert learned["val/score"] == learned["val/dsc_original"]

@@ -45,6 +45,13 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
+@pytest.fixture
+def held_out(phantom: "Phantom", tmp_path: Path) -> tuple[str, str]:
+    """--data of a copy without prepared test cases: what is predicted are the cases held out."""
+    folder = shutil.copytree(phantom.prepared, tmp_path / "data", ignore=shutil.ignore_patterns("test"))
+    return "--data", str(folder)
+
+
 @pytest.mark.flag("fit_classifier")
 def test_training_leaves_a_classifier_its_features_and_its_scores(trained: Path) -> None:
     classifier = read_record(FittedClassifier, trained / "classifier" / "lda.json")
@@ -67,10 +74,10 @@ def test_without_it_training_leaves_none(run_options: Options, tmp_path: Path) -
 
 @pytest.mark.flag("classifier")
 def test_a_prediction_has_the_classifiers_answers_in_every_file(
-    trained: Path, run_options: Options, tmp_path: Path
+    trained: Path, held_out: tuple[str, str], run_options: Options, tmp_path: Path
 ) -> None:
-    branch = inference.run(run_options(trained, "-o", str(tmp_path / "branch")))
-    lda = inference.run(run_options(trained, "-o", str(tmp_path / "lda"), "--classifier", "lda"))
+    branch = inference.run(run_options(trained, "-o", str(tmp_path / "branch"), *held_out))
+    lda = inference.run(run_options(trained, "-o", str(tmp_path / "lda"), *held_out, "--classifier", "lda"))
     probs = probabilities(lda)
     assert not np.allclose(probs, probabilities(branch), atol=1e-3)
     with np.load(trained / "classifier" / "features.npz", allow_pickle=False) as kept:
@@ -86,7 +93,12 @@ def test_a_prediction_has_the_classifiers_answers_in_every_file(
 
 
 def test_scans_have_the_features_of_the_cases_prepared_from_them(
-    trained: Path, phantom: "Phantom", run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    phantom: "Phantom",
+    held_out: tuple[str, str],
+    run_options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: dict[str, list[np.ndarray]] = defaultdict(list)
     original = ModelRun.features
@@ -96,7 +108,7 @@ def test_scans_have_the_features_of_the_cases_prepared_from_them(
         return seen[prediction.case_id][-1]
 
     monkeypatch.setattr(ModelRun, "features", noted)
-    for flags in ([], ["-i", str(phantom.raw)]):
+    for flags in (held_out, ("-i", str(phantom.raw))):
         inference.run(run_options(trained, "-o", str(tmp_path / "out"), "--classifier", "lda", *flags))
     assert len(seen) == 3
     for prepared, scan in seen.values():
@@ -141,9 +153,11 @@ def test_a_classifier_of_another_network_is_refused(copy: Path, run_options: Opt
         inference.run(run_options(copy, "--classifier", "lda"))
 
 
-def test_the_named_command_mends_it(copy: Path, run_options: Options, tmp_path: Path) -> None:
+def test_the_named_command_mends_it(
+    copy: Path, held_out: tuple[str, str], run_options: Options, tmp_path: Path
+) -> None:
     shutil.rmtree(copy / "classifier")
-    options = run_options(copy, "-o", str(tmp_path / "out"), "--classifier", "lda")
+    options = run_options(copy, "-o", str(tmp_path / "out"), "--classifier", "lda", *held_out)
     with pytest.raises(DatasetError) as error:
         inference.run(options)
     words = str(error.value).split("Fit it: python ")[1].split()

@@ -73,11 +73,12 @@ class TrainingStep:
 
 @final
 class Called(nn.Module):
-    """A network that is called through a function, such as its compiled form."""
+    """A network that is called through a function, such as its compiled form, and what learns beside it."""
 
-    def __init__(self, network: nn.Module, forward: Callable[..., ModelOutput]) -> None:
+    def __init__(self, module: MultiTaskModule, forward: Callable[..., ModelOutput]) -> None:
         super().__init__()
-        self.network = network
+        self.network = module.network
+        self.loss = module.loss
         self._function = forward
 
     def forward(self, image: Tensor, guide: Tensor | None) -> ModelOutput:
@@ -107,7 +108,7 @@ def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALO
     return TrainingStep(
         work=work,
         module=module,
-        forward=_forward(work, options, team),
+        forward=_forward(module, options, team),
         # As in MultiTaskModule.configure_optimizers.
         optimiser=build_optimiser(
             parameter_groups(module.network, module.loss), options.optimiser, fused=not is_scaled
@@ -117,13 +118,13 @@ def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALO
     )
 
 
-def _forward(work: NetworkWork, options: BenchmarkOptions, team: Team) -> Callable[..., ModelOutput]:
-    forward = forward_of(work.network, is_compiled=options.compile)
+def _forward(module: MultiTaskModule, options: BenchmarkOptions, team: Team) -> Callable[..., ModelOutput]:
+    forward = forward_of(module.network, is_compiled=options.compile)
     if team.size == 1:
         return forward
     return DistributedDataParallel(
-        Called(work.network, forward),
-        device_ids=[torch.cuda.current_device()] if work.device == "cuda" else None,
+        Called(module, forward),
+        device_ids=[torch.cuda.current_device()] if module.device.type == "cuda" else None,
         forward_sync_buffers=False,  # as the trainer does
     )
 

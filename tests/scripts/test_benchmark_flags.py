@@ -80,10 +80,13 @@ def losses(*words: str) -> list[float]:
         flag("deep_supr_num", "2", base=(*DEEP, "--deep_supervision")),
         flag("class_loss_weight", "2", base=CLASSES),
         flag("lesion_free_weight", "1", base=CLASSES),
+        flag("class_loss", "focal", base=CLASSES),
+        flag("task_balance", base=CLASSES),
         flag("batch_dice", "True"),
         flag("focal"),
         flag("optimizer", "sgd"),
         flag("learning_rate", "0.1"),
+        flag("head_learning_rate", "0.1", base=CLASSES),
         flag("momentum", "0", base=SGD),
         flag("weight_decay", "100"),
         flag("scheduler"),
@@ -134,7 +137,7 @@ def test_classes_weigh_by_the_cases_of_the_folder() -> None:
         work = networks.network_work(options)
         work = replace(work, fold=replace(work.fold, training=cases))
         loss = training.training_step(work, options).module.loss
-        weights.append(loss.get_buffer("class_weights").tolist())
+        weights.append(loss.class_loss.get_buffer("class_weights").tolist())
     assert weights[0][1] == pytest.approx(3 * weights[0][0])  # three cases against one
     assert weights[1] == [1.0, 1.0]
 

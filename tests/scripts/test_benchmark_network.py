@@ -171,13 +171,15 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_team_averages_its_gradients_as_training_does() -> None:
-    options = options_of(*SMALL)
+    options = options_of(*SMALL, "--classes", "2", "--task_balance")
     work = networks.network_work(options)
     batch = networks.synthetic_batch(work, 1)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         step = training.training_step(work, options, Team(rank=0, size=2))
         assert isinstance(step.forward, DistributedDataParallel)
+        learning = [weight for group in step.optimiser.param_groups for weight in group["params"]]
+        assert {id(weight) for weight in learning} == {id(weight) for weight in step.forward.parameters()}
         assert torch.isfinite(step(batch))
     finally:
         distributed.destroy_process_group()

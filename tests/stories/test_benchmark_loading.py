@@ -168,7 +168,9 @@ def test_two_processes_train_together_and_one_reports(phantom, tmp_path: Path) -
 @pytest.mark.flag("benchmark:gpus")
 def test_torchrun_starts_predictions_each_of_which_has_its_own_share(phantom) -> None:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    words = script(phantom, "predict", "--gpus", "2", "--volumes", "2", "--test_batches", "2")
+    words = script(
+        phantom, "predict", "--gpus", "2", "--volumes", "2", "--overlap", "0", "--test_batches", "2"
+    )
     (line,) = finished([started([*launcher, *words])]).splitlines()
     record = check_result(json.loads(line), source="standard output")
     assert isinstance(record, PredictRecord)

@@ -2,13 +2,20 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts.model_run import PredictionRow, find_checkpoint, prediction_row, write_predictions_table
-from utils.contracts import Plan, Prediction
+from scripts.model_run import (
+    PredictionRow,
+    find_checkpoint,
+    planned_voxel_ml,
+    prediction_row,
+    write_predictions_table,
+)
+from utils.contracts import Footprint, Plan, Prediction
 from utils.errors import DatasetError
 
 
@@ -45,6 +52,29 @@ def test_volumes_are_voxels_times_their_size_in_millilitres(make_plan: Callable[
     )
     row = prediction_row(prediction, mask, (1.0, 2.0, 5.0), make_plan())
     assert row == PredictionRow(case_id="a", class_probs=(0.25, 0.75), volumes_ml=(4.9, 0.1))
+
+
+def test_resampling_changes_the_size_of_a_voxel_and_padding_does_not() -> None:
+    footprint = Footprint(
+        native_shape=(20, 20, 12),
+        native_spacing_mm=(2.0, 3.0, 5.0),
+        orientation="LPS",
+        axis_order=(0, 1, 2),
+        oriented_shape=(12, 20, 20),
+        oriented_spacing_mm=(5.0, 3.0, 2.0),
+        crop_start=(1, 0, 0),
+        crop_stop=(11, 20, 20),
+        cropped_shape=(10, 20, 20),
+        planned_shape=(20, 20, 10),
+        padding_before=(3, 0, 0),
+        padding_after=(3, 0, 0),
+        qform_code=1,
+        sform_code=1,
+        affine=tuple(tuple(row) for row in np.eye(4).tolist()),
+    )
+    # 10 * 20 * 20 voxels of 30 mm3 became 20 * 20 * 10.
+    assert planned_voxel_ml(footprint) == pytest.approx(0.030)
+    assert planned_voxel_ml(replace(footprint, planned_shape=(10, 10, 10))) == pytest.approx(0.120)
 
 
 def test_the_table_names_classes_and_labels(make_plan: Callable[..., Plan], tmp_path: Path) -> None:

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from utils.contracts import Shape, Stage
 
 INSTANCE_NORM_EPS = 1e-5  # Isensee et al. 2021
 GROUP_NORM_CHANNELS = 16  # channels per group (Wu & He 2018), more where they cannot be shared out so
+FAULTY_DEPTH = 2  # slices; see VolumeConvolution
 
-CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+@final
+class VolumeConvolution(nn.Conv3d):
+    """torch's 3-D convolution, in float32 where torch computes a wrong gradient in bfloat16.
+
+    On the CPU (torch 2.13, oneDNN) the gradient of the weights is uninitialised memory where the input is
+    exactly two slices deep and the kernel spans slices; other depths, kernels and types are right.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """(B, C, D, H, W) -> the convolved maps."""
+        is_faulty = input.device.type == "cpu" and input.shape[2] == FAULTY_DEPTH and self.kernel_size[0] > 1
+        if not is_faulty:
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+CONVOLUTIONS = {2: nn.Conv2d, 3: VolumeConvolution}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 AVERAGE_POOLINGS = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}

@@ -48,6 +48,7 @@ def test_the_command_line_offers_every_recipe() -> None:
     assert set(NAMES) >= FINE_TUNING
 
 
+@pytest.mark.flag("recipe")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_nnunets_with_its_changes(name: str) -> None:
     found = describe(options_of("--recipe", name))

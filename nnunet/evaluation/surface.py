@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,10 @@ class SurfaceScore:
 def surface_distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Spacing) -> SurfaceDistances:
     """Distances between two surfaces, both ways; `truth` and `predicted` are boolean (X, Y, Z).
 
-    A surface voxel is one of the mask that has a face on the outside, or on the edge of the volume.
+    A surface voxel is one of the mask that has a face on the outside, or on the edge of the volume. An axis of
+    one voxel has no surface: a volume of one slice is measured in its plane, so its borders are lines.
     """
+    truth, predicted, spacing = _in_plane(truth, predicted, spacing_mm)
     if not truth.any() or not predicted.any():
         return SurfaceDistances(
             to_predicted_mm=np.full(int(_border(truth).sum()), np.inf),
@@ -44,7 +47,7 @@ def surface_distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Spac
         )
     box = find_objects((truth | predicted).astype(np.uint8))[0]  # both masks lie inside: smaller is faster
     borders = _border(truth[box]), _border(predicted[box])
-    to_truth, to_predicted = (_distance_to(border, spacing_mm) for border in borders)
+    to_truth, to_predicted = (_distance_to(border, spacing) for border in borders)
     return SurfaceDistances(to_predicted_mm=to_predicted[borders[0]], to_reference_mm=to_truth[borders[1]])
 
 
@@ -86,9 +89,19 @@ def mean_distance_mm(distances: SurfaceDistances) -> float:
     return float(both.mean()) if both.size else float("nan")
 
 
+def _in_plane(
+    truth: np.ndarray, predicted: np.ndarray, spacing_mm: Spacing
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """Both masks and their spacing without the axes of one voxel; a volume of one voxel keeps one axis."""
+    # The axes of the whole volume: a mask in one slice of several is a sheet that has two sides.
+    long = [axis for axis, size in enumerate(truth.shape) if size > 1] or [0]
+    shape = tuple(truth.shape[axis] for axis in long)
+    return truth.reshape(shape), predicted.reshape(shape), tuple(spacing_mm[axis] for axis in long)
+
+
 def _border(mask: np.ndarray) -> np.ndarray:
     return mask & ~binary_erosion(mask)
 
 
-def _distance_to(border: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+def _distance_to(border: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     return np.asarray(distance_transform_edt(~border, sampling=spacing_mm))

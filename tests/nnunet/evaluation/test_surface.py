@@ -57,3 +57,43 @@ def test_the_crop_to_the_masks_changes_nothing() -> None:
     padded = np.pad(pair, ((0, 0), (4, 3), (2, 5), (7, 1)))
     scores = [surface_score(a, b, THICK, tolerance_mm=1.0) for a, b in (pair, padded)]
     assert scores[0] == scores[1]
+
+
+def squares(shift: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Two squares (64, 64) of 40 x 40 voxels, the second moved."""
+    truth, predicted = np.zeros((2, 64, 64), dtype=bool)
+    truth[10:50, 10:50], predicted[10 + shift : 50 + shift, 10:50] = True, True
+    return truth, predicted
+
+
+@pytest.mark.parametrize("thin", [0, 1, 2])
+def test_one_slice_is_measured_in_its_plane_whichever_its_axis(thin: int) -> None:
+    pair = [np.expand_dims(mask, thin) for mask in squares()]
+    spacing = tuple(np.insert([1.0, 1.0], thin, 8.0).tolist())
+    score = surface_score(*pair, spacing, tolerance_mm=1.0)
+    # Along each of two sides 34 of the 156 border voxels lie on the other border, and one at either end of
+    # these lies next to it; the other ends are 6 mm apart.
+    assert score.surface_dice == pytest.approx(2 * 36 / 156)
+    assert score.hd95_mm == 6.0
+
+
+def test_spacing_goes_with_its_axis_when_the_slice_axis_is_dropped() -> None:
+    truth, predicted = squares()
+    score = surface_score(truth[:, None], predicted[:, None], (0.5, 9.0, 2.0), tolerance_mm=0.1)
+    assert score.hd95_mm == 3.0
+
+
+def test_a_line_and_a_single_voxel_have_distances_too() -> None:
+    line, moved = np.zeros((2, 1, 9, 1), dtype=bool)
+    line[0, 2:5], moved[0, 4:7] = True, True
+    distances = surface_distances(line, moved, (1.0, 2.0, 1.0))
+    assert distances.to_predicted_mm.tolist() == [4.0, 0.0]  # the ends 2 and 4, from 4 and 6
+    voxel = np.ones((1, 1, 1), dtype=bool)
+    assert surface_score(voxel, voxel, THICK, tolerance_mm=0.0).surface_dice == 1.0
+    assert surface_score(voxel, ~voxel, THICK, tolerance_mm=9.0).hd95_mm == float("inf")
+
+
+def test_a_mask_in_one_slice_of_several_is_a_sheet_all_of_which_is_border() -> None:
+    sheet = np.zeros((6, 6, 3), dtype=bool)
+    sheet[1:5, 1:5, 1] = True
+    assert len(surface_distances(sheet, sheet, (1.0, 1.0, 1.0)).to_predicted_mm) == 16

@@ -36,8 +36,8 @@ class SurfaceScore:
 def surface_distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Spacing) -> SurfaceDistances:
     """Distances between two surfaces, both ways; `truth` and `predicted` are boolean (X, Y, Z).
 
-    A surface voxel is one of the mask that has a face on the outside, or on the edge of the volume. An axis of
-    one voxel has no surface: a volume of one slice is measured in its plane, so its borders are lines.
+    A surface voxel is one of the mask that has a face on the outside, or on the edge of the volume. An axis
+    of one voxel has no surface: a volume of one slice is measured in its plane, so its borders are lines.
     """
     truth, predicted, spacing = _in_plane(truth, predicted, spacing_mm)
     if not truth.any() or not predicted.any():

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from utils.errors import UserError
+from utils.ranges import check_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
@@ -39,6 +42,10 @@ class NetworkOptions:
     layout: Literal["NCDHW", "NDHWC"] = "NCDHW"
     """Order of a tensor's axes in memory: NDHWC has the channels last, in loader and network."""
 
+    def __post_init__(self) -> None:
+        """UserError for a number that no network can have."""
+        check_number("negative_slope", self.negative_slope, least=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
@@ -59,6 +66,11 @@ class LossOptions:
     """Focal loss (gamma 2) instead of the cross-entropy of voxels."""
     task_balance: bool = False
     """Learn the weights of both losses with the network, from 1 and --class_loss_weight on."""
+
+    def __post_init__(self) -> None:
+        """UserError for a weight that would turn a loss round."""
+        check_number("class_loss_weight", self.class_loss_weight, least=0)
+        check_number("lesion_free_weight", self.lesion_free_weight, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +97,19 @@ class OptimiserOptions:
     """Largest gradient norm; 0: no clipping."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, validated and saved in their place; 0: off."""
+
+    def __post_init__(self) -> None:
+        """UserError for a number that would not train."""
+        for name in (
+            "learning_rate",
+            "head_learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "gradient_clip_val",
+        ):
+            check_number(name, getattr(self, name), least=0)
+        check_number("momentum", self.momentum, least=0, below=1)
+        check_number("ema", self.ema, least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +157,17 @@ class TrainingOptions:
     options behind a colon, into <results>/classifier; none: neither."""
     npz: bool = False
     """Keep the label probabilities of the final validation in validation/probabilities (.npy, float16)."""
+
+    def __post_init__(self) -> None:
+        """UserError for numbers that no run can have."""
+        for name in ("epochs", "max_epochs", "val_every"):
+            check_number(name, getattr(self, name), least=1)
+        for name in ("min_epochs", "patience", "skip_first_n_eval", "train_batches", "test_batches"):
+            check_number(name, getattr(self, name), least=0)
+        check_number("time_budget", self.time_budget, above=0)
+        longest = self.epochs if self.max_epochs is None else self.max_epochs
+        if self.min_epochs > longest:
+            raise UserError(f"--min_epochs {self.min_epochs} is more than the {longest} epochs of the run.")
 
     @property
     def segmentation_learns(self) -> bool:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.command import run_command
 from utils.errors import UserError
 from utils.options import parse
+from utils.ranges import check_jobs, check_number
 from utils.run_log import say
 
 COMMANDS = ("classification", "segmentation", "whole_organ")
@@ -47,6 +48,11 @@ class EvaluateOptions:
     """Seed of the bootstrap intervals."""
     n_jobs: int = -1
     """Cases read at the same time; -1 is one per core."""
+
+    def __post_init__(self) -> None:
+        """UserError for numbers that no evaluation can have."""
+        check_number("seed", self.seed, least=0)
+        check_jobs(self.n_jobs)
 
 
 def run(options: EvaluateOptions) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from utils.contracts import Dataset
 from utils.errors import DatasetError, UserError
 from utils.options import parse
+from utils.ranges import check_jobs, check_number
 from utils.run_log import say
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class ClassificationOptions:
     seed: int = 0
     """Seed of the bootstrap intervals."""
 
+    def __post_init__(self) -> None:
+        """UserError for a seed that no generator takes."""
+        check_number("seed", self.seed, least=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskOptions:
@@ -74,10 +79,17 @@ class MaskOptions:
     compared: FolderOptions
     empty: Literal["nan", "one"] = "nan"
     """Dice of a label that is empty in reference and prediction: nan (left out, as in nnU-Net) or one."""
+    allow_missing: bool = False
+    """Score a case without a prediction as a failure (Dice and surface Dice 0) instead of stopping."""
     surface_mm: float | None = None
     """Also measure surfaces: surface Dice with this tolerance in mm, HD95, mean distance."""
     n_jobs: int = field(default=-1, metadata={"aliases": ("-np",)})
     """Cases read at the same time; -1 is one per core."""
+
+    def __post_init__(self) -> None:
+        """UserError for numbers that no evaluation can have."""
+        check_number("surface_mm", self.surface_mm, least=0)
+        check_jobs(self.n_jobs)
 
 
 def run_command_line(command: str, words: Sequence[str]) -> Path:
@@ -132,7 +144,7 @@ def evaluate_classes(options: ClassificationOptions) -> Path:
 
 def evaluate_masks(options: MaskOptions, *, is_whole_organ: bool) -> Path:
     """Write summary.json and metrics.csv, or whole_pancreas_summary.json, and print the table."""
-    from nnunet.evaluation.pairing import listed, masks_in, pair_masks
+    from nnunet.evaluation.pairing import masks_in, pair_masks
     from nnunet.evaluation.summary import (
         SUMMARY_FILE,
         nnunet_summary,
@@ -140,13 +152,14 @@ def evaluate_masks(options: MaskOptions, *, is_whole_organ: bool) -> Path:
         whole_organ_summary,
     )
     from nnunet.evaluation.tables import write_overlap_table
-    from scripts.evaluation_page import print_overlap
+    from scripts.evaluation_page import print_overlap, report_notes
     from scripts.mask_pairs import measure_pairs, rules_for
     from utils.storage import write_json
 
     compared = options.compared
     references = _reference_masks(compared)
-    pairing = pair_masks(masks_in(compared.predictions), references.masks)
+    predictions = masks_in(compared.predictions)
+    pairing = pair_masks(predictions, references.masks, allow_missing=options.allow_missing)
     rules = rules_for(references, options.empty, options.n_jobs)
     cases = measure_pairs(pairing.pairs, rules, options.n_jobs)
     folder = compared.folder()
@@ -156,8 +169,8 @@ def evaluate_masks(options: MaskOptions, *, is_whole_organ: bool) -> Path:
     else:
         write_json(folder / SUMMARY_FILE, nnunet_summary(cases))
         write_overlap_table(folder / "metrics.csv", cases)
-    if pairing.without_reference:
-        print(f"Predictions without a reference, not scored: {listed(pairing.without_reference)}.")
+    for note in report_notes(pairing):
+        print(note)
     print_overlap(summarise_segmentation(cases, empty=options.empty))
     if options.surface_mm is not None:
         _measure_surfaces(cases, rules, folder, options)
@@ -172,8 +185,6 @@ def _measure_surfaces(
     from scripts.surface_pairs import measure_surfaces, print_surfaces, write_surface_table
 
     assert options.surface_mm is not None  # the caller asked
-    if options.surface_mm < 0:
-        raise UserError(f"--surface_mm is {options.surface_mm}; a tolerance cannot be negative.")
     rows = measure_surfaces(cases, rules, options.surface_mm, options.n_jobs)
     write_surface_table(folder / SURFACE_FILE, rows)
     print_surfaces(rows, options.surface_mm)
@@ -286,9 +297,9 @@ def _names_to_read(
 
 def _names_to_show(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
     if wanted and len(wanted) != len(names):
-        raise UserError(f"--class-names gives {len(wanted)} names for {len(names)} classes: {list(names)}.")
+        raise UserError(f"--class_names gives {len(wanted)} names for {len(names)} classes: {list(names)}.")
     if len(set(wanted)) != len(wanted):
-        raise UserError(f"--class-names repeats a name: {list(wanted)}.")
+        raise UserError(f"--class_names repeats a name: {list(wanted)}.")
     return wanted or names
 
 

@@ -10,7 +10,7 @@ from scripts.brats_plan import with_brats_regions
 from scripts.run_options import RunOptions
 from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
@@ -61,6 +61,7 @@ def read_fold(options: RunOptions) -> FoldCases:
     """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
     folder = prepared_folder(options)
     plan = read_plan(folder)
+    _refuse_other_dimension(plan, folder, options.dim)
     _refuse_cascade(plan, folder)
     if options.brats:
         plan = with_brats_regions(plan, folder)
@@ -78,6 +79,13 @@ def read_fold(options: RunOptions) -> FoldCases:
         validation=tuple(cases[name] for name in sorted(fold.val)),
         folds=folds,
     )
+
+
+def _refuse_other_dimension(plan: Plan, folder: Path, dim: int) -> None:
+    """--data may be the prepared folder itself, whose plan then has to be of the --dim that names results."""
+    planned = 2 if plan.patch[0] == 1 else 3
+    if planned != dim:
+        raise UserError(f"{folder} is planned for --dim {planned}, not {dim}. Give --dim {planned}.")
 
 
 def _refuse_cascade(plan: Plan, folder: Path) -> None:

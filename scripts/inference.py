@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.run_options import RunOptions
 from scripts.run_recipes import read_command
+from scripts.run_start import tell_single_process
 from utils.command import run_command
 from utils.errors import UserError
 from utils.run_log import RunLog, say
@@ -20,6 +21,7 @@ DESCRIPTION = (
 
 def run(options: RunOptions) -> Path:
     """Raw scans where `--input` is given, else preprocessed cases; returns the folder of the predictions."""
+    tell_single_process(options)
     if options.input is not None:
         from scripts.predict_scans import predict_scans
 
@@ -33,6 +35,7 @@ def evaluate(options: RunOptions) -> Path:
     from scripts.fold_data import read_fold
     from scripts.model_run import find_checkpoint
 
+    tell_single_process(options)
     if options.shard is not None:
         raise UserError("--shard is for --exec_mode predict: scores belong to all cases together.")
     checkpoint = options.ckpt_path or find_checkpoint(options.store)
@@ -56,6 +59,8 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     model = open_model(options)
     plan = model.model.plan
     cases = cases_to_predict(options)[: options.test_limit]
+    # Cases of test/ never trained; those of a fold may have, if it is another than the model's.
+    model.refuse_training_cases([case.case_id for case in cases])
     folder_of_cases = cases[0].image.parent
     refuse_other_preparation(plan, read_plan(folder_of_cases), folder_of_cases)
     tta = "_tta" if options.inference.tta else ""
@@ -88,7 +93,10 @@ def _predict_preprocessed(options: RunOptions) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    options = read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION).options
+    command = read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION)
+    options = command.options
+    if options.exec_mode == "train" and "exec_mode" in command.origins:
+        raise UserError("scripts/inference.py predicts. To train use scripts/train.py or main.py.")
     if options.exec_mode == "evaluate":
         evaluate(options)
     else:

@@ -32,7 +32,9 @@ def _of_loading(options: RunOptions, plan: Plan, parts: TrainingParts) -> Resolv
     if loader.batch_size is None:
         found["batch_size"] = (plan.batch_size, "plan")
     if not loader.steps_per_epoch:
-        found["steps_per_epoch"] = (len(parts.loader), "one pass over the cases")
+        is_cut = len(parts.loader) == options.training.train_batches
+        source = "--train_batches" if is_cut else "one pass over the cases"
+        found["steps_per_epoch"] = (len(parts.loader), source)
     if loader.augment_in == "auto":
         found["augment_in"] = ("host" if shard.on_host else "graph", "device")
     if loader.num_workers != shard.num_threads:
@@ -44,7 +46,9 @@ def _of_learning(options: RunOptions, plan: Plan, parts: TrainingParts) -> Resol
     optimiser, network = options.optimiser, options.network
     schedule, found = build_schedule(optimiser), Resolved()
     if not network.filters and not network.more_chn:
-        found["filters"] = ([stage.channels for stage in plan.stages], "plan")
+        is_planned = network.depth is None and network.min_fmap is None
+        source = "plan" if is_planned else "NVIDIA's rule"
+        found["filters"] = ([stage.channels for stage in plan.stages], source)
     if network.deep_supervision and network.deep_supr_num is None:
         found["deep_supr_num"] = (parts.module.architecture.num_outputs - 1, "plan")
     if options.loss.batch_dice is None:

@@ -9,6 +9,7 @@ from typing import Literal
 from data_loading.options import LoaderOptions
 from nnunet.options import InferenceOptions, LossOptions, NetworkOptions, OptimiserOptions, TrainingOptions
 from utils.errors import UserError
+from utils.ranges import check_number
 
 Recipe = Literal[
     "nvidia",
@@ -91,11 +92,18 @@ class RunOptions:
     training: TrainingOptions = TrainingOptions()
     inference: InferenceOptions = InferenceOptions()
 
+    def __post_init__(self) -> None:
+        """UserError for numbers and names that no run can have."""
+        check_number("fold", self.fold, least=0)
+        check_number("nfolds", self.nfolds, least=2)
+        check_number("warmup", self.warmup, least=1)
+        check_number("seed", self.seed, least=0, below=2**63)
+        if Path(self.logname).name != self.logname or not self.logname:
+            raise UserError(f"--logname is the name of a file in --results, not {self.logname!r}.")
+
     @property
     def test_limit(self) -> int | None:
         """Validation volumes per process, or predicted cases, at most; None: all."""
-        if self.training.test_batches < 0:
-            raise UserError(f"--test_batches should be at least 0, got {self.training.test_batches}.")
         return self.training.test_batches or None
 
     @property

@@ -1,14 +1,42 @@
-"""What a training may start from: contradictions, told before a case is read."""
+"""What a run may start from: contradictions, told before a case is read."""
 
 from __future__ import annotations
 
 from scripts.class_recipes import FINE_TUNING
 from scripts.run_options import RunOptions
 from utils.errors import UserError
+from utils.run_log import say
+
+
+def tell_single_process(options: RunOptions) -> None:
+    """Say that evaluation and prediction take one process, where more were asked for."""
+    if options.gpus * options.nodes > 1:
+        say(
+            f"--exec_mode {options.exec_mode} runs in one process, on one device; --gpus and --nodes are for "
+            "training. --shard 1/2 and --shard 2/2 predict in two."
+        )
+
+
+def _refuse_predicting(options: RunOptions) -> None:
+    given = {
+        "--input": options.input,
+        "--output": options.output,
+        "--class_output": options.class_output,
+        "--shard": options.shard,
+        "--save_preds": options.save_preds,
+    }
+    if wrong := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"{', '.join(wrong)}: only a prediction has that. Leave it away, or add --exec_mode predict."
+        )
 
 
 def refuse_contradictory_start(options: RunOptions) -> None:
-    """UserError for two starting points, or for none where frozen parts or a recipe need one."""
+    """UserError for two starting points, or for none where frozen parts or a recipe need one.
+
+    Also for options that only a prediction has.
+    """
+    _refuse_predicting(options)
     training = options.training
     if training.resume_training:
         if options.ckpt_path is not None:

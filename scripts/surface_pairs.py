@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_preprocessing.volume_io import read_label_volume
-from nnunet.evaluation.overlap import CaseOverlap, OverlapRules, Structure
+from nnunet.evaluation.overlap import CaseOverlap, OverlapRules, Structure, StructureOverlap
 from nnunet.evaluation.report import number_text
 from nnunet.evaluation.surface import SurfaceScore, surface_score
 from utils.contracts import Spacing
@@ -23,6 +23,7 @@ from utils.errors import DatasetError
 from utils.storage import atomic_file
 
 USUAL_TOLERANCE_MM = 1.0  # of the challenge's reference systems
+FAILURE = SurfaceScore(surface_dice=0.0, hd95_mm=np.inf, mean_distance_mm=np.inf)  # of a missing prediction
 COLUMNS = ("case", "label", "surface_dice", "hd95_mm", "mean_distance_mm", "volume_difference_ml")
 
 
@@ -72,7 +73,10 @@ def mean_by_label(cases: Sequence[dict[str, float]]) -> dict[str, float]:
 def measure_surfaces(
     cases: Sequence[CaseOverlap], rules: OverlapRules, tolerance_mm: float, num_jobs: int
 ) -> tuple[SurfaceRow, ...]:
-    """The surfaces of every structure, from the NIfTI files of cases that `measure_pairs` has checked."""
+    """The surfaces of every structure, from the NIfTI files of cases that `measure_pairs` has checked.
+
+    Those of a case without a prediction count as failed, even where a structure is empty, as its Dice does.
+    """
     if npy := [case.case_id for case in cases if case.prediction_file.endswith(".npy")]:
         raise DatasetError(f"Surfaces need NIfTI predictions, but that of {npy[0]} is a .npy file.")
     measure = joblib.delayed(_measure)
@@ -116,6 +120,8 @@ def print_surfaces(rows: Sequence[SurfaceRow], tolerance_mm: float) -> None:
 
 
 def _measure(case: CaseOverlap, rules: OverlapRules, tolerance_mm: float) -> list[SurfaceRow]:
+    if case.is_missing:
+        return [_row(case, item, FAILURE) for item in (*case.structures, case.whole_organ)]
     reference = read_label_volume(Path(case.reference_file))
     truth = reference.voxels.reshape(reference.voxels.shape[:3])
     predicted = read_label_volume(Path(case.prediction_file)).voxels.reshape(truth.shape)
@@ -123,14 +129,18 @@ def _measure(case: CaseOverlap, rules: OverlapRules, tolerance_mm: float) -> lis
         truth=truth, predicted=predicted, spacing_mm=reference.spacing_mm, ignore_label=rules.ignore_label
     )
     return [
-        SurfaceRow(
-            case_id=case.case_id,
-            label=item.structure.name,
-            score=masks.score(item.structure, tolerance_mm),
-            volume_difference_ml=(item.counts.n_pred - item.counts.n_ref) * case.voxel_ml,
-        )
+        _row(case, item, masks.score(item.structure, tolerance_mm))
         for item in (*case.structures, case.whole_organ)
     ]
+
+
+def _row(case: CaseOverlap, item: StructureOverlap, score: SurfaceScore) -> SurfaceRow:
+    return SurfaceRow(
+        case_id=case.case_id,
+        label=item.structure.name,
+        score=score,
+        volume_difference_ml=(item.counts.n_pred - item.counts.n_ref) * case.voxel_ml,
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -110,8 +110,6 @@ def build_trainer(
 
 def refuse_impossible(options: TrainingOptions, machine: Machine, *, norm: str) -> None:
     """UserError for what cannot be trained on `machine`, before a case is read."""
-    if options.val_every < 1:
-        raise UserError(f"--val_every should be at least 1, got {options.val_every}.")
     if options.time_budget is not None and machine.num_processes > 1:
         raise UserError(
             "--time_budget works on one device: several would end at different steps. Use --epochs."

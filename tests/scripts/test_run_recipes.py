@@ -121,3 +121,54 @@ def test_the_training_script_does_nothing_but_train(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["train.py", "--exec_mode", "predict"])
     with pytest.raises(UserError, match="trains"):
         train.main()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--learning_rate", "nan"],
+        ["--learning_rate", "-1"],
+        ["--head_learning_rate", "-1"],
+        ["--weight_decay", "-1"],
+        ["--momentum", "1.5"],
+        ["--momentum", "-1"],
+        ["--warmup_steps", "-1"],
+        ["--gradient_clip_val", "-1"],
+        ["--ema", "1"],
+        ["--ema", "-0.5"],
+        ["--negative_slope", "nan"],
+        ["--class_loss_weight", "-1"],
+        ["--lesion_free_weight", "-1"],
+        ["--epochs", "0"],
+        ["--epochs", "-1"],
+        ["--max_epochs", "0"],
+        ["--min_epochs", "-1"],
+        ["--patience", "-1"],
+        ["--val_every", "0"],
+        ["--skip_first_n_eval", "-1"],
+        ["--time_budget", "0"],
+        ["--train_batches", "-1"],
+        ["--test_batches", "-1"],
+        ["--seed", "-1"],
+        ["--seed", str(2**64)],
+        ["--fold", "-1"],
+        ["--nfolds", "1"],
+        ["--warmup", "0"],
+    ],
+)
+def test_a_number_that_no_run_can_have_is_refused_by_its_option(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0]} should be"):
+        command(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min_epochs", "5", "--epochs", "3"], "--min_epochs 5 is more than the 3 epochs"),
+        (["--logname", ""], "--logname is the name of a file"),
+        (["--logname", "a/b.json"], "--logname is the name of a file"),
+    ],
+)
+def test_a_contradiction_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        command(*words)

@@ -221,10 +221,12 @@ def test_the_prepared_test_cases_come_before_the_held_out_ones(
     run_options: Options,
     tmp_path: Path,
 ) -> None:
-    words = ["--data", str(phantom.raw.parent), "--results", str(phantom.prepared), "--task", TASK]
+    prepared = tmp_path / "prepared"  # a copy: other tests expect no test/ in the shared one
+    shutil.copytree(phantom.prepared / f"{TASK}_3d", prepared / f"{TASK}_3d")
+    words = ["--data", str(phantom.raw.parent), "--results", str(prepared), "--task", TASK]
     words += ["--exec_mode", "test", "--n_jobs", "1"]
     test = preprocess.run(parse(preprocess.PreprocessOptions, words, program="preprocess.py", description=""))
-    folder = inference.run(run_options(trained, "-o", str(tmp_path)))
+    folder = inference.run(run_options(trained, "--data", str(prepared), "-o", str(tmp_path / "all")))
     rows = table(folder / "predictions.csv")
     assert [row["case"] for row in rows] == sorted(path.name[:-6] for path in test.glob("*_x.npy"))
     assert not (folder / "summary.json").exists()
@@ -348,6 +350,25 @@ def test_so_many_cases_are_predicted_at_most(
     assert [len(table(tmp_path / name / "predictions.csv")) for name in ("prepared", "raw")] == [1, 1]
 
 
-def test_a_wrong_number_of_cases_is_refused(trained: Path, run_options: Options, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--test_batches should be at least 0, got -1"):
-        inference.run(run_options(trained, "-o", str(tmp_path), "--test_batches", "-1"))
+def test_prepared_cases_that_trained_the_model_are_refused_too(
+    trained: Path, phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    prepared = tmp_path / f"{TASK}_3d"
+    shutil.copytree(phantom.prepared / f"{TASK}_3d", prepared)
+    fold = read_json(prepared / "splits_final.json")[0]
+    write_json(prepared / "splits_final.json", [{"train": fold["val"], "val": fold["train"]}])
+    with pytest.raises(DatasetError, match="9 of these 9 cases trained the model"):
+        inference.run(run_options(trained, "--data", str(tmp_path), "-o", str(tmp_path / "out")))
+
+
+def test_prediction_on_several_gpus_says_that_it_takes_one_process(
+    trained: Path, scans: Scans, run_options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inference.run(run_options(trained, "-i", str(scans.second), "-o", str(tmp_path), "--gpus", "2"))
+    assert "runs in one process" in capsys.readouterr().err
+
+
+def test_the_script_that_predicts_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["inference.py", "--exec_mode", "train"])
+    with pytest.raises(UserError, match=r"inference\.py predicts"):
+        inference.main()

@@ -14,7 +14,7 @@ from scripts import inference, train
 from scripts.fold_data import read_fold
 from scripts.run_options import RunOptions
 from utils.contracts import Batch
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.run_log import read_log
 from utils.storage import read_array, read_json
 
@@ -316,7 +316,7 @@ def test_an_epoch_ends_after_so_many_steps(run_options: Options, tmp_path: Path)
     flags = ["--no_save_ckpt", "--max_epochs", "2", "--steps_per_epoch", "0", "--filters", "2"]
     train.run(run_options(tmp_path, "--train_batches", "3", *flags))
     parameters = read_log(tmp_path / "logs.json")[0]["data"]
-    assert parameters["resolved"]["steps_per_epoch"] == {"value": 3, "source": "one pass over the cases"}
+    assert parameters["resolved"]["steps_per_epoch"] == {"value": 3, "source": "--train_batches"}
     assert len(epochs_of(tmp_path)) == 2
 
 
@@ -376,3 +376,19 @@ def test_without_folds_of_its_own_a_dataset_is_cut_into_as_many_as_asked(
 def test_profile_leaves_a_trace(run_options: Options, tmp_path: Path) -> None:
     train.run(run_options(tmp_path, "--no_save_ckpt", "--max_epochs", "1", "--filters", "2", "--profile"))
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {"trace.json", "summary.txt"}
+
+
+@pytest.mark.parametrize("words", [["-i", "x"], ["-o", "x"], ["--shard", "1/2"], ["--save_preds"]])
+def test_what_only_a_prediction_has_is_refused_in_training(
+    run_options: Options, tmp_path: Path, words: list[str]
+) -> None:
+    with pytest.raises(UserError, match="only a prediction has that"):
+        train.run(run_options(tmp_path, *words))
+
+
+def test_a_prepared_folder_of_another_dimension_is_refused(
+    phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    folder = phantom.prepared / f"{TASK}_2d"
+    with pytest.raises(UserError, match="is planned for --dim 2, not 3. Give --dim 2"):
+        train.run(run_options(tmp_path, "--data", str(folder)))

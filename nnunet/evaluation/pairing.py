@@ -64,8 +64,7 @@ def pair_masks(
     if missing and not allow_missing:
         raise DatasetError(
             f"{len(missing)} of {len(references)} cases have no prediction: {listed(missing)}. Predict "
-            "them, name the fold with --splits and --fold, or count them as failures: --preds, --lbls and "
-            "--allow_missing."
+            "them, name the fold with --splits and --fold, or count them as failures with --allow_missing."
         )
     pairs = tuple(
         MaskPair(case_id=case_id, reference=references[case_id], prediction=predictions.get(case_id))

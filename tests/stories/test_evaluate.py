@@ -11,7 +11,7 @@ import pytest
 
 from data_preprocessing.volume_io import write_volume
 from scripts.evaluate import EvaluateOptions, main, run
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.storage import read_json
 
 pytestmark = pytest.mark.story
@@ -189,3 +189,14 @@ def test_the_rule_for_empty_labels_is_an_option(
     main(["--preds", str(predictions), "--lbls", str(dataset), "--empty", rule, "--n_jobs", "1"])
     first = read_json(predictions / "summary.json")["metric_per_case"][0]
     assert first["metrics"]["2"]["Dice"] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--n_jobs", "0"], "--n_jobs is 0"), (["--seed", "-1"], "--seed should be at least 0, got -1")],
+)
+def test_a_number_that_means_nothing_is_refused(
+    predictions: Path, dataset: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        main(["--preds", str(predictions), "--lbls", str(dataset), *words])

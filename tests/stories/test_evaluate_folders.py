@@ -121,8 +121,10 @@ def test_classes_may_be_given_names_and_results_a_folder(challenge: Path, predic
     words = ["classification", str(challenge), str(predictions), "--class-names", "mild", "mixed", "wild"]
     main([*words, "-o", str(predictions / "out")])
     assert metrics(predictions / "out")["class_names"] == ["mild", "mixed", "wild"]
-    with pytest.raises(UserError, match="gives 2 names for 3 classes"):
+    with pytest.raises(UserError, match="--class_names gives 2 names for 3 classes"):
         main([*words[:-1]])
+    with pytest.raises(UserError, match="--class_names repeats a name"):
+        main([*words[:-1], "mild"])
 
 
 def test_a_missing_and_a_doubled_case_are_named(challenge: Path, predictions: Path) -> None:
@@ -191,8 +193,26 @@ def test_segmentation_writes_dice_per_label_and_whole_organ_that_of_the_union(
 
 def test_a_case_without_a_mask_is_named(challenge: Path, predictions: Path) -> None:
     (predictions / "quiz_1_003.nii.gz").unlink()
-    with pytest.raises(DatasetError, match="1 of 4 cases have no prediction: quiz_1_003"):
+    with pytest.raises(DatasetError, match="1 of 4 cases have no prediction: quiz_1_003.*--allow_missing"):
         main(["whole_organ", str(challenge), str(predictions), "-np", "1"])
+
+
+@pytest.mark.flag("segmentation:allow_missing")
+def test_a_case_without_a_mask_counts_as_failed_where_that_is_allowed(
+    challenge: Path, predictions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (predictions / "quiz_1_003.nii.gz").unlink()
+    words = [str(challenge), str(predictions), "-np", "1", "--allow_missing"]
+    main(["whole_organ", *words])
+    whole = read_json(predictions / "whole_pancreas_summary.json")
+    assert whole["foreground_mean"]["Dice"] == pytest.approx(0.8 * 3 / 4)
+    main(["segmentation", *words, "--surface_mm", "1"])
+    assert "Cases without a prediction, scored 0: quiz_1_003." in capsys.readouterr().out
+    with (predictions / "surface_metrics.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["label"] == "whole organ"]
+    scores = {row["case"]: (row["surface_dice"], row["hd95_mm"]) for row in rows}
+    assert scores["quiz_1_003"] == ("0", "inf")
+    assert scores["quiz_0_001"] == ("1", "1")
 
 
 @pytest.mark.flag("segmentation:djfile", "segmentation:pfile")
@@ -248,8 +268,6 @@ def test_surfaces_are_measured_in_millimetres_on_request(challenge: Path, predic
     with (predictions / "surface_metrics.csv").open(newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["label"] == "whole organ")
     assert float(row["surface_dice"]) < 1
-    with pytest.raises(UserError, match="negative"):
-        main([*words, "--surface_mm", "-1"])
 
 
 @pytest.mark.flag("classification:splits", "classification:fold", "segmentation:splits", "segmentation:fold")
@@ -267,6 +285,26 @@ def test_a_fold_chooses_the_cases_of_every_command(
         assert len(read_json(predictions / "summary.json")["metric_per_case"]) == count
     with pytest.raises(DatasetError, match="folds 0 to 1"):
         main(["classification", str(challenge), str(predictions), *more[:-1], "2"])
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("segmentation", ["-np", "0"], "--n_jobs is 0; give a number of processes"),
+        ("whole_organ", ["--n_jobs", "0"], "--n_jobs is 0; give a number of processes"),
+        ("segmentation", ["--surface_mm", "nan"], "--surface_mm should be at least 0, got nan"),
+        ("segmentation", ["--surface_mm", "inf"], "--surface_mm should be at least 0, got inf"),
+        ("segmentation", ["--surface_mm", "-1"], "--surface_mm should be at least 0, got -1"),
+        ("classification", ["--seed", "-1"], "--seed should be at least 0, got -1"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_before_anything_is_written(
+    challenge: Path, predictions: Path, command: str, more: list[str], message: str
+) -> None:
+    before = sorted(predictions.iterdir())
+    with pytest.raises(UserError, match=message):
+        main([command, str(challenge), str(predictions), *more])
+    assert sorted(predictions.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from utils.errors import UserError
-from utils.ranges import check_number
+from utils.ranges import check_jobs, check_number
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_what_lies_in_the_range_is_taken(value: float | None, bounds: dict[str, 
 def test_what_lies_outside_is_refused(value: float, bounds: dict[str, float], wish: str) -> None:
     with pytest.raises(UserError, match=f"--rate should be {wish}"):
         check_number("rate", value, **bounds)
+
+
+def test_no_job_at_all_is_refused_and_any_other_number_taken() -> None:
+    for n_jobs in (-2, -1, 1, 8):
+        check_jobs(n_jobs)
+    with pytest.raises(UserError, match="--n_jobs is 0; give a number of processes, or -1"):
+        check_jobs(0)

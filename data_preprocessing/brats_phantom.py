@@ -17,7 +17,7 @@ from scipy import ndimage
 from data_preprocessing.brats import MODALITIES
 from data_preprocessing.phantom_anatomy import Space
 from data_preprocessing.volume_io import write_volume
-from utils.errors import UserError
+from utils.ranges import check_number
 
 SHAPE = (36, 44, 44)  # (z, y, x)
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -61,11 +61,11 @@ class BratsPatient:
 def write_brats_phantom(train: Path, test: Path | None, options: BratsPhantomOptions) -> None:
     """Write the patients with masks into `train`, those without into `test`, if one is given.
 
-    Raises UserError if a number is negative, or test patients have no folder.
+    Raises UserError for no patient with a mask, as no dataset can be made of none, and for negative numbers.
     """
-    for name in ("num_train", "num_test", "seed"):
-        if getattr(options, name) < 0:
-            raise UserError(f"{name} is {getattr(options, name)}; it cannot be negative.")
+    check_number("num_train", options.num_train, least=1)
+    check_number("num_test", options.num_test, least=0)
+    check_number("seed", options.seed, least=0)
     seeds = np.random.SeedSequence(options.seed).spawn(options.num_train + options.num_test)
     for index, seed in enumerate(seeds):
         is_test = index >= options.num_train

@@ -20,6 +20,7 @@ import numpy as np
 from data_preprocessing.phantom_anatomy import CROP_SIZES, SUBTYPES, PhantomCase, draw_case
 from data_preprocessing.volume_io import write_volume
 from utils.errors import UserError
+from utils.ranges import check_jobs, check_number
 from utils.storage import atomic_file, from_plain, read_json, write_json
 
 DATASET_NAME = "Dataset500_PancreasPhantom"
@@ -82,6 +83,7 @@ class PlannedCase:
 def write_phantom(folder: Path, options: PhantomOptions) -> Path:
     """Write the dataset below `folder` and return its root; a complete one of the same options is kept."""
     options = complete(options)
+    check_jobs(options.n_jobs)
     root = folder / DATASET_NAME
     if _is_finished(root, options):
         return root
@@ -107,11 +109,9 @@ def complete(options: PhantomOptions) -> PhantomOptions:
     )
     for name in ("num_train", "num_validation"):
         if getattr(filled, name) < len(SUBTYPES):
-            raise UserError(f"{name} is {getattr(filled, name)}; every subtype needs a case.")
-    if filled.num_test is not None and filled.num_test < 0:
-        raise UserError(f"num_test is {filled.num_test}; it cannot be negative.")
-    if filled.seed < 0:
-        raise UserError(f"seed is {filled.seed}; it cannot be negative.")
+            raise UserError(f"--{name} is {getattr(filled, name)}; every subtype needs a case.")
+    check_number("num_test", filled.num_test, least=0)
+    check_number("seed", filled.seed, least=0)
     return filled
 
 

@@ -14,6 +14,7 @@ from data_preprocessing.msd_presets import published_preset, with_window
 from data_preprocessing.topology import MIN_EDGE, Topology, nnunet_topology, nvidia_topology
 from utils.contracts import Dataset, Fingerprint, Plan, Shape, Spacing
 from utils.errors import DatasetError, UserError
+from utils.ranges import check_number
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 ANISOTROPY_LIMIT = 3.0  # ratio of spacings above which the slice axis gets a finer target spacing
@@ -86,7 +87,7 @@ def plan_experiment(
     The 2-d configuration never resamples the slice axis: the first number of its spacing is the target slice
     spacing, kept for information. `num_labels` does not count the ignore label, which has the highest value.
     """
-    _check_options(options, configuration)
+    check_options(options, configuration)
     preset = published_preset(fingerprint, configuration) if options.follows_table else None
     if preset is not None:
         options = replace(
@@ -170,25 +171,22 @@ def _masked(normalisers: Sequence[str], relative_sizes: Sequence[float]) -> tupl
     return tuple(is_sparse and name == "z_score" for name in normalisers)
 
 
-def _check_options(options: PlannerOptions, configuration: str) -> None:
+def check_options(options: PlannerOptions, configuration: str) -> None:
+    """UserError for options that no plan of `configuration` can have, whatever the data."""
     if configuration not in CONFIGURATIONS:
         raise UserError(
             f"No configuration is called {configuration!r}. Choose one of {list(CONFIGURATIONS)}."
         )
-    if options.gpu_memory_target_gb <= 0:
-        raise UserError(f"gpu_memory_target_gb is {options.gpu_memory_target_gb}; it must be above 0.")
-    if options.overwrite_target_spacing and min(options.overwrite_target_spacing) <= 0:
-        raise UserError(
-            f"overwrite_target_spacing is {options.overwrite_target_spacing}; "
-            "give three spacings above 0 mm, z y x."
-        )
-    if options.depth < 1 or options.min_fmap < 1:
-        raise UserError(f"depth is {options.depth} and min_fmap {options.min_fmap}; both must be at least 1.")
-    if options.patch_size and min(options.patch_size) < 1:
-        raise UserError(f"patch_size is {options.patch_size}; every edge must be at least 1 voxel.")
+    check_number("gpu_memory_target_gb", options.gpu_memory_target_gb, above=0)
+    for edge_mm in options.overwrite_target_spacing or ():
+        check_number("overwrite_target_spacing", edge_mm, above=0)
+    check_number("depth", options.depth, least=1)
+    check_number("min_fmap", options.min_fmap, least=1)
+    for edge in options.patch_size or ():
+        check_number("patch_size", edge, least=1)
     if options.patch_size and (options.patch_size[0] == 1) != (configuration == "2d"):
         raise UserError(
-            f"patch_size is {options.patch_size}, which does not fit configuration {configuration}: "
+            f"--patch_size is {options.patch_size}, which does not fit configuration {configuration}: "
             "a 2-D patch is 1 H W, a 3-D patch has more than one slice."
         )
 
@@ -242,7 +240,7 @@ def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:
     if len(topology.stages) == 1:
         raise DatasetError(
             f"The patch {topology.patch} is too small to be halved even once, and a U-Net needs two stages. "
-            "Choose a finer overwrite_target_spacing."
+            "Choose a finer --overwrite_target_spacing."
         )
     batch_size = fitting_batch_size(
         topology.patch,
@@ -312,8 +310,8 @@ def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -
             step = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm).divisor[axis]
         if patch[axis] - step < MIN_EDGE:
             raise UserError(
-                f"No patch fits gpu_memory_target_gb {options.gpu_memory_target_gb}: {patch} voxels are too "
-                "many, and a shorter patch has nothing left to pool. Raise gpu_memory_target_gb."
+                f"No patch fits --gpu_memory_target_gb {options.gpu_memory_target_gb}: {patch} voxels are "
+                "too many, and a shorter patch has nothing left to pool. Raise --gpu_memory_target_gb."
             )
         topology = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm)
     return topology
@@ -326,7 +324,7 @@ def _given_patch(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
     if topology.patch != patch:
         raise UserError(
             f"The patch is {patch}, but the network halves it to whole voxels only if it is a multiple of "
-            f"{topology.divisor}. The next larger one is {topology.patch}; give that as patch_size."
+            f"{topology.divisor}. The next larger one is {topology.patch}; give that as --patch_size."
         )
     return topology
 

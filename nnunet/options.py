@@ -56,8 +56,8 @@ class LossOptions:
     class_loss: str = "cross_entropy"
     """Loss of the class: cross_entropy, focal, ldam or logit_adjusted, options behind a colon."""
     class_balance: bool = True
-    """Weigh each class as the class loss says: cross_entropy and focal by its inverse frequency among the
-    training cases, ldam likewise late in training."""
+    """Weigh each class as the class loss says: cross_entropy and focal by the inverse of its training cases,
+    ldam, late in training, by the inverse of their effective number, logit_adjusted not at all."""
     lesion_free_weight: float = 0.25
     """Weight of the class loss of a patch without any lesion voxel."""
     batch_dice: bool | None = None

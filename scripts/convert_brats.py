@@ -18,6 +18,7 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.options import parse
 from utils.prepared_folder import DATASET
+from utils.ranges import check_jobs
 from utils.run_log import progress, say
 
 DESCRIPTION = (
@@ -54,8 +55,7 @@ class ConvertOptions:
 
 def run(options: ConvertOptions) -> Path:
     """Convert, and return the folder that was written; raises UserError with everything that is wrong."""
-    if options.n_jobs == 0:
-        raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
+    check_jobs(options.n_jobs)
     if options.exec_mode == "phantom":
         return _draw(options)
     if options.exec_mode == "masks":
@@ -71,7 +71,8 @@ def _draw(options: ConvertOptions) -> Path:
         if folder is not None and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty. Choose another folder for the phantom, or remove it.")
     write_brats_phantom(options.src_dir, options.test_dir, options.phantom)
-    print(f"Made-up patients in {options.src_dir}{f' and {options.test_dir}' if options.test_dir else ''}")
+    has_test = options.test_dir is not None and options.phantom.num_test > 0
+    print(f"Made-up patients in {options.src_dir}{f' and {options.test_dir}' if has_test else ''}")
     return options.src_dir
 
 

@@ -24,6 +24,7 @@ from data_preprocessing.pancreas_conversion import CaseAudit, Target
 from utils.command import run_command
 from utils.errors import UserError
 from utils.options import parse
+from utils.ranges import check_jobs
 from utils.run_log import say
 from utils.splits import write_folds
 from utils.storage import file_hash, write_json
@@ -61,6 +62,7 @@ class ConvertOptions:
 
 def run(options: ConvertOptions) -> tuple[Path, ...]:
     """Check everything, then write; the folders that were made. Raises UserError and its kinds."""
+    check_jobs(options.n_jobs)
     targets = _targets(options)
     reading = read_challenge(options.src_dir)
     say(f"{len(reading.cases)} cases in {options.src_dir}; reading every file")

@@ -13,8 +13,9 @@ if __name__ == "__main__":
 
 from data_preprocessing.planning import PlannerOptions
 from utils.command import run_command
-from utils.errors import DatasetError, UserError
+from utils.errors import DatasetError
 from utils.options import parse
+from utils.ranges import check_jobs
 from utils.run_log import say
 
 DESCRIPTION = "Turn a raw dataset (Decathlon or nnU-Net v2 layout) into a folder that training reads."
@@ -63,8 +64,7 @@ def run(options: PreprocessOptions) -> Path:
     from data_preprocessing.workers import prepare_cases
     from scripts import preprocess_steps as steps
 
-    if options.n_jobs == 0:
-        raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
+    check_jobs(options.n_jobs)
     start_s = time.perf_counter()
     work = steps.open_work(options)
     with connected(options.cluster) as cluster:

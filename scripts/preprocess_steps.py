@@ -25,7 +25,7 @@ from data_preprocessing.manifest import (
 from data_preprocessing.msd_presets import PublishedTask, published_task
 from data_preprocessing.normalisers import NORMALISERS
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planning import plan_experiment, with_regions
+from data_preprocessing.planning import PlannerOptions, check_options, plan_experiment, with_regions
 from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey
@@ -71,6 +71,8 @@ def open_work(options: PreprocessOptions) -> Work:
     if options.lowres and options.dim == 2:
         raise UserError("There is no low-resolution 2-D configuration. Drop --lowres, or use --dim 3.")
     suffix = "3d_lowres" if options.lowres else f"{options.dim}d"
+    configuration = suffix if suffix != "3d" else "3d_fullres"
+    check_options(options.planner, configuration)
     plan_folder = options.results / f"{task_code(root)}_{suffix}"
     is_training = options.exec_mode == "training"
     folder = plan_folder if is_training else plan_folder / options.exec_mode
@@ -85,7 +87,7 @@ def open_work(options: PreprocessOptions) -> Work:
         dataset=reading.dataset,
         cases=cases,
         faults=reading.faults,
-        configuration=suffix if suffix != "3d" else "3d_fullres",
+        configuration=configuration,
         plan_folder=plan_folder,
         folder=folder,
         before=read_manifest(folder),
@@ -169,22 +171,29 @@ def choose_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan
         ignore_label=work.dataset.ignore_label,
     )
     if options.planner.follows_table and (task := published_task(found.fingerprint)):
-        say(_source_of_settings(plan, task))
+        say(_source_of_settings(plan, task, options.planner))
     plan = with_regions(plan, work.dataset)
     return with_foreground_channel(plan) if options.ohe else plan
 
 
-def _source_of_settings(plan: Plan, task: PublishedTask) -> str:
-    """Whose settings the new plan of a dataset with published ones has."""
+def _source_of_settings(plan: Plan, task: PublishedTask, options: PlannerOptions) -> str:
+    """Whose settings the new plan of a dataset with published ones has; what an option gave is its own."""
     if task.preset(plan.configuration) is None:
         return f"NVIDIA published no {plan.configuration} settings of {plan.dataset}: planned from the data."
     is_windowed = task.window is not None and plan.normalisers[0] == "ct_window"
     stats = plan.intensity[0]
-    window = f", CT window {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, deviation {stats.std:g}"
+    window = f"CT window {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, deviation {stats.std:g}"
+    choices = {
+        "patch_size": (f"patch {plan.patch}", options.patch_size),
+        "overwrite_target_spacing": (f"spacing {plan.spacing_mm} mm", options.overwrite_target_spacing),
+    }
+    published = [text for text, given in choices.values() if given is None]
+    published += [f"batch size {plan.batch_size}", *([window] if is_windowed else [])]
+    own = [f"{text} as --{name} says" for name, (text, given) in choices.items() if given is not None]
     return (
         f"{plan.dataset} is planned with the settings that NVIDIA published for it (nnU-Net for PyTorch, "
-        f"configs.py): patch {plan.patch}, spacing {plan.spacing_mm} mm, batch size {plan.batch_size}"
-        f"{window if is_windowed else ''}. --no_msd_table plans it from the data."
+        f"configs.py): {', '.join(published)}; {''.join(f'{text}; ' for text in own)}"
+        "--no_msd_table plans it from the data."
     )
 
 

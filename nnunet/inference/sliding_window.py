@@ -15,6 +15,7 @@ from nnunet.inference.mirroring import mirrored_axes
 from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
+from utils.ranges import check_number
 
 GAUSSIAN_SIGMA = 1 / 8  # of the patch edge (Isensee et al. 2021)
 CLASS_VOTES = ("lesion_mass", "mean", "max_mass")
@@ -40,12 +41,12 @@ class WindowRule:
     class_vote: str = "lesion_mass"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap should be at least 0 and below 1, got {self.overlap}.")
-        if self.batch_size < 1:
-            raise UserError(f"val_batch_size should be at least 1, got {self.batch_size}.")
+        check_number("overlap", self.overlap, least=0, below=1)
+        check_number("val_batch_size", self.batch_size, least=1)
         if self.class_vote not in CLASS_VOTES:
-            raise UserError(f"class_vote should be one of {', '.join(CLASS_VOTES)}, got {self.class_vote!r}.")
+            raise UserError(
+                f"--class_vote should be one of {', '.join(CLASS_VOTES)}, got {self.class_vote!r}."
+            )
 
     def coding_of(self, num_channels: int) -> LabelCoding:
         """What logits with so many channels mean."""

@@ -93,7 +93,7 @@ def test_a_part_is_brighter_or_darker_where_mr_shows_it_so(patients: list[BratsP
         assert mean("t1ce", patient.mask == NECROSIS) < 0.8 * mean("t1ce", tissue)
 
 
-@pytest.mark.parametrize("name", ["num_train", "num_test", "seed"])
-def test_negative_numbers_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=name):
-        write_brats_phantom(tmp_path, None, BratsPhantomOptions(**{name: -1}))
+@pytest.mark.parametrize(("name", "number"), [("num_train", 0), ("num_test", -1), ("seed", -1)])
+def test_no_patients_and_negative_numbers_are_refused(name: str, number: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--{name} should be at least {number + 1}, got {number}"):
+        write_brats_phantom(tmp_path, None, BratsPhantomOptions(**{name: number}))

@@ -192,10 +192,11 @@ def test_a_finished_dataset_is_kept_and_another_one_is_not_overwritten(root: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (replace(TINY, num_train=2), "num_train is 2"),
-        (replace(TINY, num_validation=0), "num_validation is 0"),
-        (replace(TINY, num_test=-1), "num_test is -1"),
-        (replace(TINY, seed=-1), "seed is -1"),
+        (replace(TINY, num_train=2), "--num_train is 2"),
+        (replace(TINY, num_validation=0), "--num_validation is 0"),
+        (replace(TINY, num_test=-1), "--num_test should be at least 0, got -1"),
+        (replace(TINY, seed=-1), "--seed should be at least 0, got -1"),
+        (replace(TINY, n_jobs=0), "--n_jobs is 0"),
     ],
 )
 def test_impossible_numbers_are_named(options: PhantomOptions, message: str, tmp_path: Path) -> None:

@@ -322,12 +322,17 @@ def test_a_given_patch_need_not_fit_the_spacings_on_the_way_to_a_low_resolution(
     ("configuration", "options", "message"),
     [
         ("4d", PlannerOptions(), "No configuration is called '4d'"),
-        ("2d", PlannerOptions(gpu_memory_target_gb=0.0), "gpu_memory_target_gb is 0.0"),
-        ("2d", PlannerOptions(overwrite_target_spacing=(1.0, 0.0, 1.0)), "overwrite_target_spacing is"),
-        ("2d", PlannerOptions(depth=0), "depth is 0"),
+        ("2d", PlannerOptions(gpu_memory_target_gb=0.0), "--gpu_memory_target_gb should be above 0, got 0.0"),
+        (
+            "2d",
+            PlannerOptions(overwrite_target_spacing=(1.0, 0.0, 1.0)),
+            "--overwrite_target_spacing should be above 0",
+        ),
+        ("2d", PlannerOptions(depth=0), "--depth should be at least 1, got 0"),
+        ("2d", PlannerOptions(min_fmap=0), "--min_fmap should be at least 1, got 0"),
         ("2d", PlannerOptions(patch_size=(32, 32, 32)), "does not fit configuration 2d"),
         ("3d_fullres", PlannerOptions(patch_size=(1, 32, 32)), "does not fit configuration 3d_fullres"),
-        ("3d_fullres", PlannerOptions(patch_size=(0, 32, 32)), "at least 1 voxel"),
+        ("3d_fullres", PlannerOptions(patch_size=(0, 32, 32)), "--patch_size should be at least 1, got 0"),
     ],
 )
 def test_an_impossible_option_is_named(configuration: str, options: PlannerOptions, message: str) -> None:

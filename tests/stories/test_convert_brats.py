@@ -167,12 +167,23 @@ def test_masks_with_other_values_are_refused(options: ConvertOptions, tmp_path: 
         ({"task": "BraTS"}, "--task should be a number"),
         ({"name": "../BraTS"}, "--name should consist"),
         ({"src_dir": Path("nowhere")}, "no folder of a patient"),
-        ({"n_jobs": 0}, "n_jobs is 0"),
+        ({"n_jobs": 0}, "--n_jobs is 0"),
     ],
 )
 def test_wrong_wishes_are_refused(options: ConvertOptions, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(replace(options, **changes))
+
+
+def test_no_made_up_patients_are_refused_and_none_are_told_where_none_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = {"exec_mode": "phantom", "src_dir": tmp_path / "train", "test_dir": tmp_path / "test"}
+    with pytest.raises(UserError, match="--num_train should be at least 1, got 0"):
+        run(ConvertOptions(**where, phantom=BratsPhantomOptions(num_train=0)))
+    assert capsys.readouterr().out == ""
+    run(ConvertOptions(**where, phantom=BratsPhantomOptions(num_train=1, num_test=0)))
+    assert capsys.readouterr().out == f"Made-up patients in {tmp_path / 'train'}\n"
 
 
 def test_a_patient_in_both_folders_is_refused(options: ConvertOptions) -> None:

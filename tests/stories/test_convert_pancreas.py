@@ -183,6 +183,7 @@ def test_nothing_is_overwritten(challenge: Path) -> None:
     ("changes", "words"),
     [
         ({"dataset_id": 0}, "1 to 999"),
+        ({"n_jobs": 0}, "--n_jobs is 0"),
         ({"dataset_name": "a/b"}, "letters"),
         ({"train_folds": 1}, "at least 2"),
         ({"src_dir": Path("/nowhere")}, "not a folder"),

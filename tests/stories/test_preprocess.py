@@ -12,8 +12,9 @@ from joblib.externals.loky import get_reusable_executor
 
 from data_preprocessing import workers
 from data_preprocessing.volume_io import write_volume
+from scripts import preprocess_steps
 from scripts.preprocess import PreprocessOptions, run
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
 from utils.options import parse
 from utils.prepared_folder import list_prepared, read_plan
 from utils.storage import read_array, read_json, write_array
@@ -293,10 +294,35 @@ def test_a_decathlon_dataset_gets_nvidias_published_settings_unless_the_table_is
     assert (plan.preset, plan.patch, plan.batch_size) == ("nvidia", (40, 56, 40), 2)
     assert {case.shape for case in list_prepared(folder)} == {(40, 56, 40)}  # padded to the patch
     assert (folder / "case_0_meta.npy").is_file()
-    assert capsys.readouterr().err.count("settings that NVIDIA published for it") == 1
+    published = "patch (40, 56, 40), spacing (1.0, 1.0, 1.0) mm, batch size 2; --no_msd_table"
+    assert capsys.readouterr().err.count(published) == 1
     assert read_plan(prepare(data, "--task", "4", "--preset", "nvidia", "--no_msd_table")).patch != plan.patch
     prepare(root.parent, "--task", "4")
     assert "NVIDIA" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "published", "own"),
+    [
+        (
+            ["--patch_size", "24", "24", "24"],
+            "spacing (1.0, 1.0, 1.0) mm, batch size 2;",
+            "patch (24, 24, 24) as --patch_size says;",
+        ),
+        (
+            ["--overwrite_target_spacing", "1.25", "1", "1"],
+            "patch (40, 56, 40), batch size 2;",
+            "spacing (1.25, 1.0, 1.0) mm as --overwrite_target_spacing says;",
+        ),
+    ],
+)
+def test_what_an_option_overrides_is_not_called_nvidias(
+    data: Path, capsys: pytest.CaptureFixture[str], flags: list[str], published: str, own: str
+) -> None:
+    as_decathlon(data, "Task04_Hippocampus")
+    prepare(data, "--task", "4", "--preset", "nvidia", *flags)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"configs.py): {published} {own} --no_msd_table" in said
 
 
 def test_a_dataset_outside_the_table_says_nothing_of_it(
@@ -335,6 +361,26 @@ def test_less_memory_plans_a_smaller_patch(data: Path) -> None:
 def test_depth_and_smallest_map_limit_the_stages(data: Path, flags: list[str], stages: int) -> None:
     plan = read_plan(prepare(data, "--preset", "nvidia", "--patch_size", "16", "16", "16", *flags))
     assert len(plan.stages) == stages
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depth", "0"], "--depth should be at least 1, got 0"),
+        (["--min_fmap", "0"], "--min_fmap should be at least 1, got 0"),
+        (["--gpu_memory_target_gb", "0"], "--gpu_memory_target_gb should be above 0"),
+        (["--overwrite_target_spacing", "1", "nan", "1"], "--overwrite_target_spacing should be above 0"),
+        (["--patch_size", "1", "16", "16"], "--patch_size is .1, 16, 16., which does not fit"),
+        (["--n_jobs", "0"], "--n_jobs is 0"),
+    ],
+)
+def test_an_impossible_plan_is_refused_before_a_case_is_read(
+    data: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+) -> None:
+    monkeypatch.setattr(preprocess_steps, "survey_cases", None)
+    with pytest.raises(UserError, match=message):
+        prepare(data, *flags)
+    assert not (data.parent / "results").exists()
 
 
 def test_a_file_may_hold_options_and_the_command_line_wins(data: Path) -> None:

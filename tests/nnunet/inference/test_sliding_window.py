@@ -65,12 +65,12 @@ def test_windows_cover_the_axis_and_stay_inside(size: int, patch: int, overlap: 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, 1.5])
 def test_an_overlap_that_never_advances_is_refused(overlap: float) -> None:
-    with pytest.raises(UserError, match="overlap should be at least 0 and below 1"):
+    with pytest.raises(UserError, match="--overlap should be at least 0 and below 1"):
         WindowRule(patch=(1, 8, 8), overlap=overlap)
 
 
 def test_a_batch_without_windows_is_refused() -> None:
-    with pytest.raises(UserError, match="val_batch_size should be at least 1, got 0"):
+    with pytest.raises(UserError, match="--val_batch_size should be at least 1, got 0"):
         WindowRule(patch=(1, 8, 8), batch_size=0)
 
 
@@ -248,7 +248,9 @@ def test_without_any_lesion_every_way_to_vote_is_the_mean(class_vote: str) -> No
 
 
 def test_an_unknown_vote_is_refused() -> None:
-    with pytest.raises(UserError, match="class_vote should be one of lesion_mass, mean, max_mass, got 'all'"):
+    with pytest.raises(
+        UserError, match="--class_vote should be one of lesion_mass, mean, max_mass, got 'all'"
+    ):
         WindowRule(patch=(1, 8, 8), class_vote="all")
 
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from nnunet.losses.classification import CLASS_LOSSES
+from nnunet.options import LossOptions
+from scripts.flag_table import option_texts
 from utils.contracts import NO_CLASS
 from utils.errors import UserError
 from utils.registry import UnknownPartError
@@ -147,3 +149,12 @@ def test_an_option_out_of_range_is_refused_by_name(choice: str, message: str) ->
 def test_an_unknown_loss_is_refused_with_the_choices() -> None:
     with pytest.raises(UnknownPartError, match="No class loss is called 'hinge'"):
         CLASS_LOSSES.build("hinge")
+
+
+def test_the_help_of_class_balance_names_the_weighting_of_every_loss() -> None:
+    text = option_texts(LossOptions)["class_balance"]
+    words = {"inverse": "by the inverse of its", "effective": "effective number", "none": "not at all"}
+    for choice in ("cross_entropy", "focal", "ldam", "logit_adjusted"):
+        behind = text.partition(choice)[2]
+        told = min(words, key=lambda name: behind.find(words[name]) % len(text))
+        assert told == CLASS_LOSSES.build(choice).weights

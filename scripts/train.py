@@ -41,6 +41,7 @@ HARMLESS_WARNINGS = (
     ".*LeafSpec.*",
     ".*in eval mode at the start of training.*",  # the averaged copy of the weights
     ".*broadcast_buffers. is deprecated.*",  # torch 2.13; older ones do not know its new name
+    ".*functional.all_reduce is deprecated.*",  # torch 2.13; its successor has no gradient in older ones
     ".*recommended to use .self.log.*sync_dist=True.*",  # scores of a validation are those of all ranks
 )
 

@@ -60,7 +60,10 @@ class MultiTaskLoss(nn.Module):
         mask_weights = weights if batch.mask_weights is None else batch.mask_weights
         segmentation = torch.zeros((), device=weights.device)
         if self.segmentation_learns:
-            segmentation = self.segmentation(output.label_logits, batch.label, mask_weights)
+            # In validation ranks have unequal numbers of cases: they must not wait for each other.
+            segmentation = self.segmentation(
+                output.label_logits, batch.label, mask_weights, across_ranks=self.training
+            )
         classification = self._class_loss(output, batch, weights, has_mask=mask_weights > 0)
         return LossTerms(
             total=self._total(segmentation, classification),

@@ -51,6 +51,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     # Imported here: --help must not wait for torch.
     from data_loading.data_module import DataModule
     from nnunet.training import trainer as training
+    from nnunet.training.divergence import refuse_diverged
     from nnunet.training.epoch_report import EpochReport
     from nnunet.training.profiling import Profiler
     from nnunet.training.resumption import Resumption
@@ -90,8 +91,10 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
         trainer.fit(parts.module, datamodule=DataModule(parts.loader, parts.volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.store)
-        if trainer.is_global_zero and options.training.save_ckpt:
-            _finish(options, fold, best, run_log)
+        if trainer.is_global_zero:
+            refuse_diverged(trainer)
+            if options.training.save_ckpt:
+                _finish(options, fold, best, run_log)
     return best
 
 

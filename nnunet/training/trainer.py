@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from nnunet.options import TrainingOptions
 from nnunet.precision import half_type
 from nnunet.training.checkpoint import AtomicCheckpointIO
+from nnunet.training.divergence import Divergence
 from nnunet.training.equal_buffers import EqualBuffers
 from utils.errors import EnvironmentFault, UserError
 from utils.run_log import say
@@ -80,7 +81,10 @@ def build_trainer(
     gradient_clip: float,
     callbacks: Sequence[lightning.Callback],
 ) -> lightning.Trainer:
-    """A trainer that validates after epochs, stops early, and writes its checkpoints atomically."""
+    """A trainer that validates after epochs, stops early, and writes its checkpoints atomically.
+
+    What it trained may have diverged: ask `refuse_diverged`.
+    """
     # Its greetings and advertisements say nothing about the run.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -164,7 +168,7 @@ def best_checkpoint(trainer: lightning.Trainer, results: Path) -> Path:
 
 
 def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Callback]:
-    callbacks: list[lightning.Callback] = [EqualBuffers()]
+    callbacks: list[lightning.Callback] = [EqualBuffers(), Divergence()]
     if sys.stderr.isatty():
         callbacks.append(RichProgressBar(leave=False))
     if options.patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,12 @@ class CaseResult:
     case_id: str
     dice: tuple[float, ...]  # per region, else per foreground label; NaN where neither side has it
     has_foreground: bool  # whether there is a mask and any label in it
-    segmentation_loss: float  # NaN where no voxel was annotated
-    class_loss: float  # not yet weighted; NaN where the class is unknown or the model has none
+    segmentation_loss: float | None  # None where no voxel was annotated
+    class_loss: float | None  # not yet weighted; None where the class is unknown or the model has none
     class_target: int
     class_probs: tuple[float, ...]
     original_dice: tuple[float, ...] = ()  # as `dice`, on the grid before resampling; empty if not asked for
+    is_finite: bool = True  # whether every number of the network's output is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class ValidationScores:
     original_dice: tuple[float, ...] = ()  # as `dice`, on the grid before resampling; empty if not asked for
     collapse: str | None = None  # why the classes count as collapsed; empty if they do not
     segmentation_learns: bool = True  # otherwise the class chooses the best epoch
+    is_finite: bool = True  # whether every number of the network's outputs is
 
     @staticmethod
     def from_results(
@@ -63,26 +66,29 @@ class ValidationScores:
 
         The loss is put together as in training: segmentation + `class_loss_weight` * class, also where the
         weights are learned, which would change its meaning from epoch to epoch. A term that no case has
-        counts 0.
+        counts 0; one that is not finite makes the loss so.
         """
-        segmentation = _mean_of_known(np.array([result.segmentation_loss for result in results]))
-        classification = _mean_of_known(np.array([result.class_loss for result in results]))
+        segmentation = _mean_loss([result.segmentation_loss for result in results])
+        classification = _mean_loss([result.class_loss for result in results])
+        is_finite = all(result.is_finite for result in results)
         known = [result for result in results if result.class_target != NO_CLASS and result.class_probs]
         macro_f1 = baseline = collapse = None
         if plan.num_classes > 1 and known:
             targets = np.array([result.class_target for result in known])
             probs = np.array([result.class_probs for result in known])
             macro_f1, baseline = _macro_f1(targets, probs, plan)
-            collapse = collapse_reason(targets, probs)
+            # Of numbers that are none nothing can be said.
+            collapse = collapse_reason(targets, probs) if is_finite else ""
         return ValidationScores(
             dice=_means_over_cases([result.dice for result in results]),
             has_foreground=any(result.has_foreground for result in results),
-            loss=float(np.nan_to_num(segmentation) + class_loss_weight * np.nan_to_num(classification)),
+            loss=segmentation + class_loss_weight * classification,
             macro_f1=macro_f1,
             constant_macro_f1=baseline,
             original_dice=_means_over_cases([result.original_dice for result in results]),
             collapse=collapse,
             segmentation_learns=segmentation_learns,
+            is_finite=is_finite,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -92,7 +98,8 @@ class ValidationScores:
         `val/dsc_original` is the same on the grid before resampling, where that was asked for. `val/score`,
         greater is better, chooses the best epoch: `val/dsc_original`, without it `val/dsc`, without both, or
         where the segmentation does not learn, `val/macro_f1`, without all minus `val/loss`. What it is
-        depends on the cases and on what learns, so it stays the same in all epochs.
+        depends on the cases and on what learns, so it stays the same in all epochs; it is minus infinity
+        where an output or the loss is not finite.
         """
         values = {"val/loss": self.loss, "val/score": -self.loss}
         if self.macro_f1 is not None:
@@ -113,6 +120,8 @@ class ValidationScores:
             values |= {"val/macro_f1": self.macro_f1, "val/macro_f1_constant": self.constant_macro_f1}
         if self.collapse is not None:
             values["val/collapsed"] = float(bool(self.collapse))
+        if not (self.is_finite and math.isfinite(self.loss)):
+            values["val/score"] = -math.inf
         return values
 
 
@@ -143,11 +152,12 @@ def case_result(
         case_id=batch.case_ids[0],
         dice=tuple(dice_of(volume.label_logits[0], label, coding).tolist()) if is_annotated else unknown,
         has_foreground=is_annotated and bool(coding.truth(label).any()),
-        segmentation_loss=float(terms.segmentation) if is_annotated else UNKNOWN,
-        class_loss=float(terms.classification) if probs and target != NO_CLASS else UNKNOWN,
+        segmentation_loss=float(terms.segmentation) if is_annotated else None,
+        class_loss=float(terms.classification) if probs and target != NO_CLASS else None,
         class_target=target,
         class_probs=probs,
         original_dice=original,
+        is_finite=all(map(math.isfinite, probs)) and bool(output.label_logits.isfinite().all()),
     )
 
 
@@ -189,6 +199,12 @@ def _means_over_cases(values: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     """Of each column, over the rows that have a number."""
     table = np.array(values, float).reshape(len(values), -1)
     return tuple(_mean_of_known(column) for column in table.T)
+
+
+def _mean_loss(losses: Sequence[float | None]) -> float:
+    """Over the cases that have one, 0 if none has; not finite where one of them is not."""
+    known = [loss for loss in losses if loss is not None]
+    return sum(known) / len(known) if known else 0.0
 
 
 def _mean_of_known(values: np.ndarray) -> float:

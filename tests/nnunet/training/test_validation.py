@@ -17,6 +17,12 @@ from nnunet.training.validation import CaseResult, ValidationScores, case_result
 from utils.contracts import NO_CLASS, Batch, Plan
 
 NAN = float("nan")
+MASK_LOSS = MultiTaskLoss(
+    CrossEntropy(weights="none").build((1, 1)),
+    SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
+    class_loss_weight=0.5,
+    lesion_free_weight=1.0,
+)
 
 
 def result(
@@ -25,8 +31,8 @@ def result(
     *,
     target: int = NO_CLASS,
     probs: tuple[float, ...] = (),
-    loss: float = 0.0,
-    class_loss: float = NAN,
+    loss: float | None = 0.0,
+    class_loss: float | None = None,
 ) -> CaseResult:
     return CaseResult(
         case_id=name,
@@ -70,13 +76,8 @@ def score_of(batch: Batch) -> CaseResult:
     """The score of a volume segmented as `volume_batch` was drawn, its class 0 with probability 3/4."""
     truth = torch.tensor([0, 1, 2, 2]).view(1, 1, 1, 4)
     logits = 50.0 * (truth == torch.arange(3).view(3, 1, 1, 1)).float()
-    loss = MultiTaskLoss(
-        CrossEntropy(weights="none").build((1, 1)),
-        SegmentationLoss(coding=LabelCoding(num_labels=3), batch_dice=False),
-        class_loss_weight=0.5,
-        lesion_free_weight=1.0,
-    )
-    return case_result(VolumeOutput(label_logits=logits, class_probs=torch.tensor([0.75, 0.25])), batch, loss)
+    output = VolumeOutput(label_logits=logits, class_probs=torch.tensor([0.75, 0.25]))
+    return case_result(output, batch, MASK_LOSS)
 
 
 def test_dice_of_two_of_three_against_two_of_four_voxels() -> None:
@@ -111,7 +112,7 @@ def test_the_best_epoch_is_chosen_by_dice_where_a_mask_shows_a_label(make_plan: 
 
 def test_without_masks_it_is_chosen_by_macro_f1(make_plan: Callable[..., Plan]) -> None:
     one, other = (
-        result(name, (NAN, NAN), loss=NAN, class_loss=3.0, target=target, probs=(0.9, 0.1))
+        result(name, (NAN, NAN), loss=None, class_loss=3.0, target=target, probs=(0.9, 0.1))
         for name, target in (("a", 0), ("b", 1))
     )
     metrics = scores_of(one, other, plan=make_plan()).metrics()
@@ -162,8 +163,8 @@ def test_each_loss_is_averaged_over_the_cases_that_have_it(make_plan: Callable[.
     results = [
         result("both", (1.0,), loss=-0.5, class_loss=1.0),
         result("only_mask", (1.0,), loss=-1.0),
-        result("only_class", (NAN,), loss=NAN, class_loss=3.0),
-        result("neither", (NAN,), loss=NAN),
+        result("only_class", (NAN,), loss=None, class_loss=3.0),
+        result("neither", (NAN,), loss=None),
     ]
     assert scores_of(*results, plan=make_plan()).loss == -0.75 + 0.5 * 2.0
 
@@ -184,15 +185,52 @@ def test_a_volume_is_scored_against_its_batch() -> None:
 
 def test_a_case_without_a_class_has_no_class_loss() -> None:
     scored = score_of(volume_batch(target=NO_CLASS))
-    assert math.isnan(scored.class_loss)
+    assert scored.class_loss is None
     assert scored.segmentation_loss == pytest.approx(-1)
 
 
 def test_a_case_without_a_mask_has_neither_dice_nor_segmentation_loss() -> None:
     scored = score_of(volume_batch(target=1, has_mask=False))
-    assert all(math.isnan(value) for value in (*scored.dice, scored.segmentation_loss))
+    assert all(math.isnan(value) for value in scored.dice)
+    assert scored.segmentation_loss is None
     assert not scored.has_foreground
     assert scored.class_loss == pytest.approx(math.log(4))
+
+
+# --- numbers that are none ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [NAN, math.inf])
+def test_a_loss_that_is_not_finite_is_seen_and_never_the_best(
+    make_plan: Callable[..., Plan], loss: float
+) -> None:
+    metrics = scores_of(
+        result("a", (0.8, 0.4), loss=loss), result("b", (0.8, 0.4)), plan=make_plan()
+    ).metrics()
+    assert not math.isfinite(metrics["val/loss"])
+    assert metrics["val/score"] == -math.inf
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_an_output_that_is_not_finite_is_seen_and_never_the_best(
+    make_plan: Callable[..., Plan], *, has_mask: bool
+) -> None:
+    output = VolumeOutput(label_logits=torch.full((3, 1, 1, 4), NAN), class_probs=torch.tensor([NAN, NAN]))
+    scored = case_result(output, volume_batch(target=1, has_mask=has_mask), MASK_LOSS)
+    assert not scored.is_finite
+    scores = scores_of(scored, result("b", (0.8, 0.4), target=0, probs=(0.9, 0.1)), plan=make_plan())
+    assert math.isnan(scores.loss)
+    assert scores.metrics()["val/score"] == -math.inf
+    assert not scores.collapse
+
+
+def test_an_infinite_output_for_a_case_of_which_nothing_is_known_is_never_the_best(
+    make_plan: Callable[..., Plan],
+) -> None:
+    output = VolumeOutput(label_logits=torch.full((3, 1, 1, 4), math.inf), class_probs=None)
+    scored = case_result(output, volume_batch(target=NO_CLASS, has_mask=False), MASK_LOSS)
+    metrics = scores_of(scored, result("b", (0.8, 0.4)), plan=make_plan()).metrics()
+    assert (metrics["val/loss"], metrics["val/score"]) == (0.0, -math.inf)
 
 
 # --- regions, ignored voxels, the original grid ---------------------------------------------------------
@@ -250,7 +288,8 @@ def test_a_volume_of_which_all_is_ignored_has_no_score() -> None:
     target = region_target(*[(0, 0, 1)] * 4)
     output = VolumeOutput(label_logits=torch.ones(2, 1, 1, 4), class_probs=None)
     scored = case_result(output, region_batch(target), REGION_LOSS)
-    assert all(math.isnan(value) for value in (*scored.dice, scored.segmentation_loss))
+    assert all(math.isnan(value) for value in scored.dice)
+    assert scored.segmentation_loss is None
     assert not scored.has_foreground
 
 

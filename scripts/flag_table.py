@@ -40,9 +40,10 @@ HEAD = """\
 # Options
 
 Made by `scripts/flag_table.py` from the option classes, their help and the marks of the tests; do not edit.
-A test of the last column fails if the option loses its effect. Every switch can be turned off by
-`--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the default with `--recipe
-nnunet`, where it differs.
+A test of the last column fails if its option loses its effect. Every option of `main.py`, `preprocess.py`
+and `scripts/benchmark.py` has one; of the other commands, those whose last column is not empty. Every switch
+can be turned off by `--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the
+default with `--recipe nnunet`, where it differs.
 
 `main.py` has the defaults of NVIDIA's nnU-Net, with these exceptions: a batch, a number of supervised
 resolutions and stages come from the plan unless given; windows overlap by half and are blended by a

@@ -46,6 +46,7 @@ def test_a_patient_is_a_folder_of_four_contrasts_and_a_mask(tmp_path: Path) -> N
     assert not (unseen / f"{unseen.name}_seg.nii.gz").exists()
 
 
+@pytest.mark.flag("convert_brats:seed")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = BratsPhantomOptions(num_train=2, num_test=1, seed=seed)

@@ -124,6 +124,7 @@ def test_the_subtypes_keep_the_ratio_of_the_challenge() -> None:
     assert min(subtype_counts(3)) == 1
 
 
+@pytest.mark.flag("download:size")
 def test_numbers_and_seeds_of_the_full_dataset_are_unique() -> None:
     cases = plan_cases(complete(PhantomOptions(size="full")))
     assert len(cases) == len({case.number for case in cases}) == 360
@@ -172,6 +173,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_jobs(root: Path, 
             assert path.read_bytes() == (again / path.relative_to(root)).read_bytes(), path.name
 
 
+@pytest.mark.flag("download:seed")
 def test_another_seed_gives_other_voxels() -> None:
     first, second = (plan_cases(complete(replace(TINY, seed=seed)))[0] for seed in (0, 1))
     drawn = [
@@ -179,6 +181,13 @@ def test_another_seed_gives_other_voxels() -> None:
         for case in (first, second)
     ]
     assert not np.array_equal(drawn[0].image, drawn[1].image)
+
+
+@pytest.mark.flag("download:num_train", "download:num_validation", "download:num_test")
+def test_so_many_cases_of_each_split_are_planned() -> None:
+    options = complete(replace(TINY, num_train=5, num_validation=4, num_test=1))
+    splits = Counter(case.split for case in plan_cases(options))
+    assert splits == {"train": 5, "validation": 4, "test": 1}
 
 
 def test_a_finished_dataset_is_kept_and_another_one_is_not_overwritten(root: Path) -> None:

@@ -58,6 +58,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.flag("download:results")
 def test_the_phantom_lands_below_the_results_folder(tmp_path: Path) -> None:
     root = run(DownloadOptions(results=tmp_path, phantom=PhantomOptions(size="tiny", n_jobs=1)))
     assert root == tmp_path / "Dataset500_PancreasPhantom"
@@ -83,6 +84,7 @@ def test_an_unknown_task_is_told_with_all_names(text: str) -> None:
         find_task(text)
 
 
+@pytest.mark.flag("download:task", "download:url")
 def test_a_local_mirror_is_read_where_it_is(options: DownloadOptions, mirror: Path) -> None:
     root = run(options)
     assert (root / "imagesTr/a.nii.gz").read_text() == "imagesTr/a.nii.gz"
@@ -90,6 +92,7 @@ def test_a_local_mirror_is_read_where_it_is(options: DownloadOptions, mirror: Pa
     assert names(mirror) == [f"{NAME}.tar"]
 
 
+@pytest.mark.flag("download:archive")
 def test_a_local_archive_may_have_any_name(options: DownloadOptions, mirror: Path) -> None:
     archive = (mirror / f"{NAME}.tar").rename(mirror / "mine")
     root = run(replace(options, archive=archive, url=DEFAULT_MIRROR))
@@ -102,6 +105,7 @@ def test_a_downloaded_archive_is_removed_after_unpacking(downloading: DownloadOp
     assert names(downloading.results) == [NAME]
 
 
+@pytest.mark.flag("download:keep_archive")
 def test_an_archive_that_was_kept_is_used_again(
     downloading: DownloadOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +131,7 @@ def test_a_download_with_another_sha256_is_removed(downloading: DownloadOptions)
     assert names(downloading.results) == []
 
 
+@pytest.mark.flag("download:sha256")
 def test_a_local_archive_with_another_sha256_stays(options: DownloadOptions, mirror: Path) -> None:
     with pytest.raises(DatasetError, match=r"SHA256 .*Nothing was unpacked"):
         run(replace(options, sha256="a" * 64))
@@ -139,6 +144,7 @@ def test_the_right_sha256_is_accepted(options: DownloadOptions, mirror: Path) ->
     assert run(replace(options, sha256=digest)).is_dir()
 
 
+@pytest.mark.flag("download:overwrite")
 def test_a_folder_that_is_there_is_left_alone(
     options: DownloadOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """docs/flags.md says what the commands have, and every option of the main ones is proven by a test."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def test_options_without_test_and_marks_without_option_are_found() -> None:
     assert flag_table.unknown(proofs | {"config": ["t"], "preprocess:nonsense": ["t"]}) == [
         "preprocess:nonsense"
     ]
+
+
+def test_the_head_names_the_commands_whose_options_all_have_a_test() -> None:
+    promise = flag_table.HEAD.partition("Every option of ")[2].partition(" has one")[0]
+    named = re.findall("`(.+?)`", promise)
+    assert named == [command.program for command in flag_table.COMMANDS if command.must_be_proven]
 
 
 @pytest.mark.story

@@ -54,6 +54,7 @@ def rewrite(path: Path, voxels: np.ndarray, volume: Volume, **changes) -> None:
     write_volume(path, voxels, **{**kept, **changes})
 
 
+@pytest.mark.flag("convert_brats:num_train", "convert_brats:num_test", "convert_brats:test_dir")
 def test_the_dataset_is_read_as_a_decathlon_task_of_four_channels(options: ConvertOptions) -> None:
     dataset = read_dataset(run(options))
     assert dataset.name == "Task11_BraTS2021_train"
@@ -88,6 +89,7 @@ def test_fractions_of_an_image_are_kept(options: ConvertOptions) -> None:
     assert np.array_equal(read_volume(case.images[0]).voxels[..., 1], volume.voxels / 7)
 
 
+@pytest.mark.flag("convert_brats:exec_mode", "convert_brats:results")
 def test_masks_come_back_with_brats_values_bit_by_bit(options: ConvertOptions, tmp_path: Path) -> None:
     root = run(options)
     masks = {"src_dir": root / "labelsTr", "results": tmp_path / "back"}
@@ -191,6 +193,7 @@ def test_a_patient_in_both_folders_is_refused(options: ConvertOptions) -> None:
         run(replace(options, test_dir=options.src_dir))
 
 
+@pytest.mark.flag("convert_brats:src_dir", "convert_brats:data", "convert_brats:task", "convert_brats:name")
 def test_the_command_runs_from_any_folder(drawn: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "convert_brats.py"), "--src_dir", str(drawn / "train")]
     command += ["--data", str(tmp_path), "--task", "77", "--name", "Glioma", "--n_jobs", "1"]

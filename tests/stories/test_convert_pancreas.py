@@ -61,7 +61,12 @@ def convert(challenge: Path, **changes: object) -> tuple[Path, ...]:
     return run(ConvertOptions(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
-@pytest.mark.flag("convert_pancreas:dataset_name")
+@pytest.mark.flag(
+    "convert_pancreas:dataset_name",
+    "convert_pancreas:dataset_id",
+    "convert_pancreas:src_dir",
+    "convert_pancreas:nnunet_dir",
+)
 def test_the_command_writes_both_layouts_that_preprocessing_reads(challenge: Path) -> None:
     out = challenge.parent / "out"
     command = [sys.executable, str(ROOT / "scripts/convert_pancreas.py"), "--src_dir", str(challenge)]

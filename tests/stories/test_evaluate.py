@@ -79,6 +79,7 @@ def options(predictions: Path, dataset: Path, **changes: object) -> EvaluateOpti
     return EvaluateOptions(**{"preds": predictions, "lbls": dataset, "n_jobs": 1, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.flag("evaluate:preds", "evaluate:lbls", "evaluate:results")
 def test_the_command_writes_summary_table_classes_and_report(predictions: Path, dataset: Path) -> None:
     results = dataset.parent / "results"
     command = [sys.executable, str(ROOT / "evaluate.py"), "--preds", str(predictions), "--lbls", str(dataset)]
@@ -142,6 +143,7 @@ def test_a_missing_prediction_stops_the_run_and_names_the_case(predictions: Path
     assert not (predictions / "summary.json").exists()
 
 
+@pytest.mark.flag("evaluate:allow_missing")
 def test_an_allowed_missing_prediction_lowers_the_mean(predictions: Path, dataset: Path) -> None:
     run(options(predictions, dataset))
     complete = read_json(predictions / "summary.json")["foreground_mean"]["Dice"]
@@ -152,6 +154,7 @@ def test_an_allowed_missing_prediction_lowers_the_mean(predictions: Path, datase
     assert "scored 0: c1" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.flag("evaluate:splits", "evaluate:fold")
 def test_a_split_scores_the_validation_cases_of_its_fold(predictions: Path, dataset: Path) -> None:
     (predictions / "c3.nii.gz").unlink()
     splits = dataset / "splits_final.json"
@@ -180,6 +183,7 @@ def test_a_case_that_the_class_table_lacks_is_named(predictions: Path, dataset: 
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("nan", None), ("one", 1.0)])
+@pytest.mark.flag("evaluate:empty")
 def test_the_rule_for_empty_labels_is_an_option(
     predictions: Path, dataset: Path, rule: str, expected: float | None
 ) -> None:
@@ -200,3 +204,34 @@ def test_a_number_that_means_nothing_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         main(["--preds", str(predictions), "--lbls", str(dataset), *words])
+
+
+@pytest.mark.flag("evaluate:dataset")
+def test_names_come_from_a_description_that_lies_elsewhere(
+    predictions: Path, dataset: Path, tmp_path: Path
+) -> None:
+    masks = (dataset / "labelsTr").rename(tmp_path / "apart")
+    main(["--preds", str(predictions), "--lbls", str(masks), "--dataset", str(dataset), "--n_jobs", "1"])
+    with (predictions / "metrics.csv").open(newline="") as stream:
+        assert [row["label"] for row in csv.DictReader(stream)][:2] == ["pancreas", "lesion"]
+
+
+@pytest.mark.flag("evaluate:logs")
+def test_the_report_shows_the_curve_of_a_log(predictions: Path, dataset: Path) -> None:
+    without = run(options(predictions, dataset)).read_text(encoding="utf-8")
+    line = {"type": "LOG", "step": [0], "data": {"val/dsc": 0.5}}
+    log = dataset.parent / "logs.json"
+    log.write_text("\n".join("DLLL " + json.dumps({**line, "step": [epoch]}) for epoch in (0, 1)) + "\n")
+    report = run(options(predictions, dataset, logs=log)).read_text(encoding="utf-8")
+    assert report.count("data:image/png") == without.count("data:image/png") + 1
+
+
+@pytest.mark.flag("evaluate:seed")
+def test_another_seed_draws_other_intervals_and_the_same_one_the_same(
+    predictions: Path, dataset: Path
+) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        run(options(predictions, dataset, seed=seed))
+        found.append(read_json(predictions / "classification_metrics.json")["intervals"])
+    assert found[0] == found[1] != found[2]

@@ -69,6 +69,7 @@ def metrics(folder: Path) -> dict[str, object]:
     return read_json(folder / "classification_metrics.json")
 
 
+@pytest.mark.flag("classification:reference", "classification:predictions")
 def test_the_command_prints_and_writes_precision_recall_and_f1(challenge: Path, predictions: Path) -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "classification", str(challenge), str(predictions)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -176,6 +177,7 @@ def test_volumes_in_the_predictions_give_the_volume_baseline(challenge: Path, pr
     assert record["temperature_scaling"]["temperature"] > 0
 
 
+@pytest.mark.flag("segmentation:reference", "segmentation:predictions")
 def test_segmentation_writes_dice_per_label_and_whole_organ_that_of_the_union(
     challenge: Path, predictions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +270,52 @@ def test_surfaces_are_measured_in_millimetres_on_request(challenge: Path, predic
     with (predictions / "surface_metrics.csv").open(newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["label"] == "whole organ")
     assert float(row["surface_dice"]) < 1
+
+
+@pytest.mark.flag("segmentation:empty", "segmentation:output")
+@pytest.mark.parametrize(("rule", "expected"), [("nan", None), ("one", 1.0)])
+def test_the_rule_for_empty_labels_holds_in_the_folder_of_the_results(
+    challenge: Path, predictions: Path, tmp_path: Path, rule: str, expected: float | None
+) -> None:
+    for path in (challenge / "subtype0" / "quiz_0_001.nii.gz", predictions / "quiz_0_001.nii.gz"):
+        write(path, np.minimum(mask(), 1))
+    words = ["segmentation", str(challenge), str(predictions), "-np", "1", "-o", str(tmp_path / "out")]
+    main([*words, "--empty", rule])
+    first = read_json(tmp_path / "out" / "summary.json")["metric_per_case"][0]
+    assert first["metrics"]["2"]["Dice"] == expected
+    assert not (predictions / "summary.json").exists()
+
+
+@pytest.mark.flag("classification:djfile", "classification:pfile")
+def test_names_of_classes_come_from_either_description(
+    predictions: Path, tmp_path: Path, make_plan: Callable[..., Plan]
+) -> None:
+    names = ("mild", "mixed", "wild")
+    (tmp_path / "classes.csv").write_text(
+        "\n".join(["case,class", *(f"{case_id},{names[index]}" for case_id, index in CLASSES.items())])
+    )
+    words = ["classification", str(tmp_path / "classes.csv"), str(predictions)]
+    with pytest.raises(DatasetError, match="none of"):
+        main(words)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "organ": 1, "lesion": 2},
+        "classification": {"classes": list(names)},
+    }
+    write_json(tmp_path / "dataset.json", description)
+    write_json(tmp_path / "plan.json", make_plan(num_classes=3, class_names=names))
+    for more in (["-djfile", str(tmp_path / "dataset.json")], ["-pfile", str(tmp_path / "plan.json")]):
+        main([*words, *more])
+        assert metrics(predictions)["class_names"] == list(names)
+
+
+@pytest.mark.flag("classification:seed")
+def test_another_seed_draws_other_intervals(challenge: Path, predictions: Path) -> None:
+    found = []
+    for seed in ("0", "0", "1"):
+        main(["classification", str(challenge), str(predictions), "--seed", seed])
+        found.append(metrics(predictions)["intervals"])
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.flag("classification:splits", "classification:fold", "segmentation:splits", "segmentation:fold")

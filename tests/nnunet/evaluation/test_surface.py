@@ -68,9 +68,9 @@ def squares(shift: int = 6) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("thin", [0, 1, 2])
 def test_one_slice_is_measured_in_its_plane_whichever_its_axis(thin: int) -> None:
-    pair = [np.expand_dims(mask, thin) for mask in squares()]
-    spacing = tuple(np.insert([1.0, 1.0], thin, 8.0).tolist())
-    score = surface_score(*pair, spacing, tolerance_mm=1.0)
+    truth, predicted = (np.expand_dims(mask, thin) for mask in squares())
+    first, second, third = np.insert([1.0, 1.0], thin, 8.0).tolist()
+    score = surface_score(truth, predicted, (first, second, third), tolerance_mm=1.0)
     # Along each of two sides 34 of the 156 border voxels lie on the other border, and one at either end of
     # these lies next to it; the other ends are 6 mm apart.
     assert score.surface_dice == pytest.approx(2 * 36 / 156)

@@ -24,7 +24,10 @@ from utils.seeding import seed_everything
 from utils.splits import write_folds
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
     from nnunet.training.trainer import Machine
+    from scripts.assemble import TrainingParts
     from scripts.fold_data import FoldCases
 
 DESCRIPTION = (
@@ -38,6 +41,7 @@ HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*number of training batches.*",
     ".*Checkpoint directory.*exists and is not empty.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # a resume with --patience 0
     ".*LeafSpec.*",
     ".*in eval mode at the start of training.*",  # the averaged copy of the weights
     ".*broadcast_buffers. is deprecated.*",  # torch 2.13; older ones do not know its new name
@@ -52,10 +56,6 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     from data_loading.data_module import DataModule
     from nnunet.training import trainer as training
     from nnunet.training.divergence import refuse_diverged
-    from nnunet.training.epoch_report import EpochReport
-    from nnunet.training.profiling import Profiler
-    from nnunet.training.resumption import Resumption
-    from nnunet.training.validation_schedule import ValidationSchedule
     from scripts.assemble import build_parts, start_lines, summary
     from scripts.process_place import shard_of
     from scripts.resolved_options import logged_options, option_lines, resolved_options
@@ -80,12 +80,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         run_log.log("PARAMETER", logged_options(options, origins, resolved) | start)
         if shard.rank == 0:
             write_folds(options.results / SPLITS, fold.folds)
-        callbacks = [
-            EpochReport(fold.plan, run_log, parts.loader),
-            Resumption(parts.loader, options.seed, options.optimiser),
-            ValidationSchedule(options.training, parts.module.clock),
-            *([Profiler(options.results)] if options.training.profile else []),
-        ]
+        callbacks = _callbacks(options, parts, run_log)
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.store, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
@@ -96,6 +91,22 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
             if options.training.save_ckpt:
                 _finish(options, fold, best, run_log)
     return best
+
+
+def _callbacks(options: RunOptions, parts: TrainingParts, run_log: RunLog) -> list[Callback]:
+    from nnunet.training.epoch_report import EpochReport
+    from nnunet.training.profiling import Profiler
+    from nnunet.training.resumption import Resumption
+    from nnunet.training.trainer import patience_of
+    from nnunet.training.validation_schedule import ValidationSchedule
+
+    patience = patience_of(options.training)
+    return [
+        EpochReport(parts.module.plan, run_log, parts.loader),
+        Resumption(parts.loader, options.seed, options.optimiser, patience),
+        ValidationSchedule(options.training, parts.module.clock),
+        *([Profiler(options.results)] if options.training.profile else []),
+    ]
 
 
 def _fold_of(options: RunOptions) -> FoldCases:

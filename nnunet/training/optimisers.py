@@ -88,10 +88,17 @@ def build_optimiser(
 
 
 def reset_rates(optimiser: torch.optim.Optimizer, options: OptimiserOptions) -> None:
-    """Take peak rates and decay from `options`: a checkpoint brings those of the run that wrote it."""
+    """Take rates, decay and momentum from `options`: a checkpoint brings those of the run that wrote it."""
     for group in optimiser.param_groups:
         group["peak_lr"] = peak_rate(options, group["part"])
         group["weight_decay"] = decay_rate(options, group["part"])
+        if "momentum" in group:  # of SGD
+            group["momentum"], group["nesterov"] = options.momentum, options.momentum > 0
+
+
+def optimiser_name(state: dict[str, Any]) -> str:
+    """What --optimizer was called in the run that saved `state`."""
+    return "adam" if "betas" in state["param_groups"][0] else "sgd"
 
 
 def regrouped(state: dict[str, Any], groups: Sequence[ParameterGroup]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Any, Protocol, final
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 
 from nnunet.options import OptimiserOptions
-from nnunet.training.optimisers import reset_rates
+from nnunet.training.optimisers import optimiser_name, reset_rates
+from utils.errors import DatasetError
 from utils.seeding import seed_for
 
 
@@ -32,10 +34,11 @@ class Resumption(lightning.Callback):
     would show the first epoch's patches again. Torch's generator (dropout) it does not save at all.
     """
 
-    def __init__(self, loader: Stateful, seed: int, optimiser: OptimiserOptions) -> None:
+    def __init__(self, loader: Stateful, seed: int, optimiser: OptimiserOptions, patience: int) -> None:
         self.loader = loader
         self.seed = seed
         self.optimiser = optimiser
+        self.patience = patience  # in validations
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's position."""
@@ -45,9 +48,33 @@ class Resumption(lightning.Callback):
         """Send the loader to the saved position; DatasetError if its layout has changed."""
         self.loader.load_state_dict(state_dict)
 
+    def on_load_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Refuse another optimiser, and an end that lies behind the checkpoint."""
+        name = optimiser_name(checkpoint["optimizer_states"][0])
+        if name != self.optimiser.optimizer:
+            raise DatasetError(
+                f"The checkpoint was trained with --optimizer {name}, this run has --optimizer "
+                f"{self.optimiser.optimizer}. Resume with {name}, or train into another results folder."
+            )
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if trainer.max_epochs is not None and done > trainer.max_epochs:
+            raise DatasetError(
+                f"The checkpoint has {done} epochs behind it, this run ends after --epochs "
+                f"{trainer.max_epochs}. Resume with more than {done} to go on, or with {done} for the final "
+                "validation alone."
+            )
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """A resume with another learning rate or weight decay means it."""
+        """A resume with other rates, another momentum or patience means it."""
         reset_rates(trainer.optimizers[0], self.optimiser)
+        for callback in trainer.early_stopping_callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.patience = self.patience
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Seed torch by run, epoch and rank, so that no generator's state has to be saved."""

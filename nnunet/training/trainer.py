@@ -74,6 +74,11 @@ def epochs_of(options: TrainingOptions) -> int:
     return options.epochs if options.max_epochs is None else options.max_epochs
 
 
+def patience_of(options: TrainingOptions) -> int:
+    """The patience in validations, at least one; the option counts epochs."""
+    return max(options.patience // options.val_every, 1)
+
+
 def build_trainer(
     options: TrainingOptions,
     results: Path,
@@ -175,8 +180,7 @@ def _own_callbacks(options: TrainingOptions, results: Path) -> list[lightning.Ca
         callbacks.append(
             EarlyStopping(
                 "val/loss",
-                # It counts validations, the option counts epochs.
-                patience=max(options.patience // options.val_every, 1),
+                patience=patience_of(options),
                 check_on_train_epoch_end=False,
                 strict=False,
             )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from nnunet.training.optimisers import (
     Schedule,
     build_optimiser,
     build_schedule,
+    optimiser_name,
     parameter_groups,
     regrouped,
     reset_rates,
@@ -176,6 +178,25 @@ def test_new_rates_are_set_in_their_own_groups(parts: tuple[MultiTaskUNet, Multi
     reset_rates(optimiser, OptimiserOptions(learning_rate=0.2, head_learning_rate=0.6, weight_decay=0.1))
     assert [group["peak_lr"] for group in optimiser.param_groups] == [0.2, 0.6, 0.2]
     assert [group["weight_decay"] for group in optimiser.param_groups] == [0.1, 0.1, 0.0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_new_momentum_is_set(momentum: float) -> None:
+    optimiser = optimiser_of(OptimiserOptions(optimizer="sgd"))
+    reset_rates(optimiser, OptimiserOptions(optimizer="sgd", momentum=momentum))
+    (group,) = optimiser.param_groups
+    assert (group["momentum"], group["nesterov"]) == (momentum, momentum > 0)
+
+
+def test_adam_gets_no_momentum() -> None:
+    optimiser = optimiser_of(OptimiserOptions())
+    reset_rates(optimiser, OptimiserOptions(momentum=0.5))
+    assert "momentum" not in optimiser.param_groups[0]
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_saved_state_tells_its_optimiser(name: Literal["adam", "sgd"]) -> None:
+    assert optimiser_name(optimiser_of(OptimiserOptions(optimizer=name)).state_dict()) == name
 
 
 def test_a_state_of_one_group_continues_in_several(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:

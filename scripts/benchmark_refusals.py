@@ -11,6 +11,7 @@ from nnunet.options import LossOptions, NetworkOptions, OptimiserOptions
 from scripts.benchmark_options import BenchmarkOptions
 from utils.errors import UserError
 from utils.options import describe
+from utils.ranges import check_jobs
 
 COUNTS = ("warmup", "train_batches", "test_batches", "repeats", "volumes", "val_batch_size")
 
@@ -70,8 +71,7 @@ def refuse_impossible(options: BenchmarkOptions) -> None:
     for name in COUNTS:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} should be at least 1, got {getattr(options, name)}.")
-    if options.n_jobs == 0:
-        raise UserError("n_jobs is 0; give the number of processes, or -1 for one per core.")
+    check_jobs(options.n_jobs)
     if not 0 <= options.overlap < 1:
         raise UserError(f"--overlap is from 0 to below 1, got {options.overlap}.")
     is_described = options.mode == "preprocess" or options.shape is not None

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-
+from scripts.one_voice import say_once
 from utils.contracts import Plan
 from utils.errors import DatasetError
-from utils.run_log import say
 
 BRATS_LABELS = 3
 REGION_NAMES = ("whole tumour", "tumour core", "enhancing tumour")
@@ -38,13 +36,7 @@ def with_brats_regions(plan: Plan, folder: Path) -> Plan:
     regions = ((1, 2, 3), (necrosis, ENHANCING), (ENHANCING,))
     made_of = (" + ".join(plan.label_names[label] for label in labels) for labels in regions)
     told = "; ".join(f"{name} = {labels}" for name, labels in zip(REGION_NAMES, made_of, strict=True))
-    _say_once(f"--brats trains {told}.")
+    say_once(f"--brats trains {told}.")
     # What is left of a region by the smaller ones written over it.
     order = (oedema, necrosis, ENHANCING)
     return replace(plan, regions=regions, region_names=REGION_NAMES, regions_class_order=order)
-
-
-@rank_zero_only
-def _say_once(message: str) -> None:
-    """One process speaks for all."""
-    say(message)

@@ -20,7 +20,7 @@ from nnunet.layout import arrange
 from nnunet.linear_classifier import FeatureRule, FittedClassifier
 from nnunet.precision import half_type
 from nnunet.training.checkpoint import TrainedModel, load_model
-from nnunet.training.trainer import CHECKPOINT_FOLDER, choose_machine, last_checkpoint
+from nnunet.training.trainer import choose_machine, kept_checkpoints, last_checkpoint
 from scripts.classifier_files import BRANCH, load_classifier
 from scripts.run_options import RunOptions
 from utils.contracts import Footprint, Plan, Prediction
@@ -129,11 +129,11 @@ def planned_voxel_ml(footprint: Footprint) -> float:
 
 def find_checkpoint(results: Path) -> Path:
     """The best checkpoint of a run (epoch=N.ckpt), else its last one."""
-    best = sorted((results / CHECKPOINT_FOLDER).glob("epoch=*.ckpt"), key=lambda path: path.stat().st_mtime)
-    path = best[-1] if best else last_checkpoint(results)
-    if not path.is_file():
+    kept = kept_checkpoints(results)
+    if not kept:
         raise DatasetError(f"{results} has no checkpoint. Train first, or give --ckpt_path.")
-    return path
+    best = [path for path in kept if path != last_checkpoint(results)]
+    return best[-1] if best else kept[-1]
 
 
 def prediction_row(

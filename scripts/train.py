@@ -64,7 +64,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         warnings.filterwarnings("ignore", pattern)
     refuse_contradictory_start(options)
     seed_everything(options.seed)
-    resume = _resume_path(options, training.last_checkpoint(options.store))
+    resume = _resume_path(options)
     machine = _machine_of(options)
     fold = _fold_of(options)
     shard = shard_of(options, machine)
@@ -84,6 +84,8 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.store, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
+        if resume is None and trainer.is_global_zero:
+            _remove_earlier(options)
         trainer.fit(parts.module, datamodule=DataModule(parts.loader, parts.volumes), ckpt_path=resume)
         best = training.best_checkpoint(trainer, options.store)
         if trainer.is_global_zero:
@@ -144,16 +146,48 @@ def _bind_to_processors(options: RunOptions, device_id: int | None) -> None:
         say(set_affinity(choice, device_id, options.gpus).reason)
 
 
-def _resume_path(options: RunOptions, last: Path) -> Path | None:
-    if not options.training.resume_training:
-        if last.is_file():
-            say(
-                f"{options.results} holds an earlier training: its checkpoints are replaced, its log goes on."
+def _resume_path(options: RunOptions) -> Path | None:
+    """The checkpoint to go on from; None for a fresh start, of which is told what it replaces."""
+    from nnunet.training.trainer import kept_checkpoints, last_checkpoint
+    from scripts.one_voice import say_once
+
+    if options.training.resume_training:
+        last = last_checkpoint(options.store)
+        if not last.is_file():
+            raise DatasetError(
+                f"--resume_training: there is no {last}. Leave the switch off to start afresh."
             )
-        return None
-    if not last.is_file():
-        raise DatasetError(f"--resume_training: there is no {last}. Leave the switch off to start afresh.")
-    return last
+        return last
+    if options.training.save_ckpt:
+        _refuse_own_start(options)
+    if kept_checkpoints(options.store):
+        fate = "are replaced" if options.training.save_ckpt else "stay"
+        say_once(f"{options.results} holds an earlier training: its checkpoints {fate}, its log goes on.")
+    return None
+
+
+def _refuse_own_start(options: RunOptions) -> None:
+    """UserError for a --ckpt_path among the checkpoints that this run replaces."""
+    from nnunet.training.trainer import last_checkpoint
+
+    if options.ckpt_path is None:
+        return
+    folder = last_checkpoint(options.store).parent.resolve()
+    if folder in (options.ckpt_path.resolve().parent, options.ckpt_path.parent.resolve()):
+        raise UserError(
+            f"--ckpt_path {options.ckpt_path} lies in the folder whose checkpoints this run replaces. Choose "
+            "another --results or --ckpt_store_dir, or go on with that training: --resume_training without "
+            "--ckpt_path."
+        )
+
+
+def _remove_earlier(options: RunOptions) -> None:
+    """An older best checkpoint would be taken for this run's, whose own may be written much later."""
+    from nnunet.training.trainer import kept_checkpoints
+
+    if options.training.save_ckpt:
+        for path in kept_checkpoints(options.store):
+            path.unlink()
 
 
 def main() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-
 from data_preprocessing.planning import PlannerOptions
 from data_preprocessing.topology import nvidia_topology
 from nnunet.network import Architecture, default_outputs
 from nnunet.options import NetworkOptions
+from scripts.one_voice import say_once
 from utils.contracts import Plan, Shape
 from utils.errors import UserError
-from utils.run_log import say
 
 MORE_CHANNELS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)  # --more_chn, as NVIDIA had it
 REPLACEABLE_ENCODERS = ("plain", "residual")  # those that --res_block may stand beside
@@ -64,7 +62,7 @@ def _with_stages(plan: Plan, options: NetworkOptions) -> Plan:
             "mean and deviation to normalise by. Give a smaller --depth or a larger --min_fmap."
         )
     if topology.patch != plan.patch:
-        _say_once(
+        say_once(
             f"The patch grows from {_text(plan.patch)} to {_text(topology.patch)} voxels, which the stages "
             f"of --depth {depth} --min_fmap {min_fmap} can halve."
         )
@@ -125,12 +123,6 @@ def _num_outputs(options: NetworkOptions, plan: Plan) -> int:
             "finest alone is trained."
         )
     return 1 + options.deep_supr_num
-
-
-@rank_zero_only
-def _say_once(message: str) -> None:
-    """One process speaks for all."""
-    say(message)
 
 
 def _text(patch: Shape) -> str:

@@ -164,6 +164,13 @@ def last_checkpoint(results: Path) -> Path:
     return results / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
 
 
+def kept_checkpoints(results: Path) -> list[Path]:
+    """The checkpoints that a run has left: the best ones, the newest last, and behind them the last one."""
+    best = (results / CHECKPOINT_FOLDER).glob("epoch=*.ckpt")
+    last = last_checkpoint(results)
+    return [*sorted(best, key=lambda path: path.stat().st_mtime), *([last] if last.is_file() else [])]
+
+
 def best_checkpoint(trainer: lightning.Trainer, results: Path) -> Path:
     """The checkpoint with the best `val/score`; the last one where no epoch was validated."""
     for callback in trainer.checkpoint_callbacks:

@@ -140,7 +140,7 @@ class TrainingOptions:
     compile: bool = False
     """Compile the network with torch.compile; falls back to plain execution where that fails."""
     save_ckpt: bool = True
-    """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt."""
+    """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt; a fresh start replaces those there."""
     resume_training: bool = False
     """Go on from <results>/checkpoints/last.ckpt: weights, optimiser, schedule, scaler, epoch, loader."""
     sync_batchnorm: bool = False

@@ -100,7 +100,7 @@ def _in_plane(
 
 
 def _border(mask: np.ndarray) -> np.ndarray:
-    return mask & ~binary_erosion(mask)
+    return mask & ~np.asarray(binary_erosion(mask), bool)
 
 
 def _distance_to(border: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

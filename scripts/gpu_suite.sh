@@ -12,4 +12,8 @@ out=$(cd "$1" && pwd)
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -n "${GPU_SUITE_SMALL:-}" ]; then export OMP_NUM_THREADS=1; fi # tiny arrays: threads cost more than they bring
+if ! missing=$("${PYTHON:-python3}" -c "import torch, tyro, nibabel, nvidia.dali, pytorch_lightning" 2>&1); then
+    echo "${PYTHON:-python3} lacks a package: ${missing##*$'\n'}. Set PYTHON, or PYTHONPATH to where the packages are." >&2
+    exit 4
+fi
 exec "${PYTHON:-python3}" scripts/gpu_suite_run.py --out "$out" ${GPU_SUITE_SMALL:+--small} "$@"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, final
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from nnunet.options import OptimiserOptions
 from nnunet.training.optimisers import optimiser_name, reset_rates
@@ -68,6 +69,9 @@ class Resumption(lightning.Callback):
                 f"{trainer.max_epochs}. Resume with more than {done} to go on, or with {done} for the final "
                 "validation alone."
             )
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+                _move(checkpoint["callbacks"].get(callback.state_key), Path(callback.dirpath))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """A resume with other rates, another momentum or patience means it."""
@@ -79,3 +83,19 @@ class Resumption(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Seed torch by run, epoch and rank, so that no generator's state has to be saved."""
         torch.manual_seed(seed_for(self.seed, "torch", trainer.current_epoch, trainer.global_rank))
+
+
+def _move(state: dict[str, Any] | None, folder: Path) -> None:
+    """Let the saved `state` of a ModelCheckpoint name the files in `folder`, where they lie now.
+
+    Lightning keeps absolute paths; for a results folder that was moved it would forget the best score.
+    """
+    if not state:
+        return
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        if state.get(name):
+            state[name] = str(folder / Path(state[name]).name)
+    state["best_k_models"] = {
+        str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
+    }
+    state["dirpath"] = str(folder)

@@ -71,3 +71,14 @@ def test_a_resume_of_a_finished_run_validates_it_once_more(run_options: Options,
     assert train.run(run_options(results, "--resume_training", "--epochs", "3", *SGD)).name == best.name
     assert epochs_of(results) == 3
     assert read_json(results / "final_metrics.json")["num_cases"] == 3
+
+
+def test_a_results_folder_that_was_moved_keeps_its_best_score(run_options: Options, tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    train.run(run_options(before, "--epochs", "2", *SGD))
+    (best,) = (before / "checkpoints").glob("epoch=*.ckpt")
+    before.rename(after)
+    chosen = train.run(run_options(after, "--resume_training", "--epochs", "3", *SGD))
+    # At the rate 0 no later epoch is better.
+    assert chosen == after / "checkpoints" / best.name
+    assert [path.name for path in (after / "checkpoints").glob("epoch=*.ckpt")] == [best.name]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, flatten_depth, initialise, restore_depth, spatial_dims
 from nnunet.branches import BRANCHES
+from nnunet.branches.base import BranchSite
 from nnunet.decoder import Decoder, KernelSource
 from nnunet.encoders import ENCODERS
 from nnunet.lesion import Anatomy
@@ -52,15 +53,24 @@ class MultiTaskUNet(nn.Module):
             kernels_from=architecture.decoder_kernels,
         )
         self.branch = self.class_stream = None
-        self.reads_decoder = self.takes_guide = False
+        self.reads_decoder = self.reads_image = self.takes_guide = False
         if plan.num_classes > 1 and architecture.branch != "none":
             branch = BRANCHES.build(architecture.branch)
             anatomy = Anatomy(num_labels=plan.num_labels, regions=plan.regions)
-            self.branch = branch.build(plan.stages, plan.num_classes, style, anatomy)
+            self.branch = branch.build(
+                BranchSite(
+                    stages=plan.stages,
+                    image_channels=channels,
+                    num_classes=plan.num_classes,
+                    style=style,
+                    anatomy=anatomy,
+                )
+            )
             self.class_stream = encoder.build_class_stream(
                 plan.stages[: branch.depth(len(plan.stages))], style
             )
-            self.reads_decoder, self.takes_guide = branch.reads_decoder, branch.reads_target
+            self.reads_decoder, self.reads_image = branch.reads_decoder, branch.reads_image
+            self.takes_guide = branch.reads_target
         initialise(self, architecture.negative_slope)
 
     def forward(self, image: Tensor, guide: Tensor | None = None) -> ModelOutput:
@@ -68,14 +78,16 @@ class MultiTaskUNet(nn.Module):
 
         `guide` is the batch's finest target: a branch that `takes_guide` may look at it, in training only.
         """
-        features = class_features = self.encoder(flatten_depth(image, self.dims))
+        image = flatten_depth(image, self.dims)
+        features = class_features = self.encoder(image)
         if self.class_stream is not None:
             features, class_features = self.class_stream(features)
         logits, maps = self.decoder.decode(features, keep_maps=self.reads_decoder)
         class_logits = None
         if self.branch is not None:
             seen = None if guide is None else flatten_depth(guide, self.dims)
-            class_logits = self.branch((*class_features, *maps), logits[0], seen)
+            read = (*class_features, *maps, image) if self.reads_image else (*class_features, *maps)
+            class_logits = self.branch(read, logits[0], seen)
         return ModelOutput(
             label_logits=tuple(restore_depth(level, self.dims) for level in logits), class_logits=class_logits
         )

@@ -16,6 +16,17 @@ from utils.contracts import Stage
 from utils.errors import UserError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchSite:
+    """What a branch is built for: the network's stages, and what it is to tell apart where."""
+
+    stages: tuple[Stage, ...]
+    image_channels: int
+    num_classes: int
+    style: BlockStyle
+    anatomy: Anatomy
+
+
 @dataclass(frozen=True)
 class Branch(ABC):
     """Options of one kind of branch; `build` makes the module.
@@ -25,6 +36,7 @@ class Branch(ABC):
 
     name: ClassVar[str]
     reads_target: ClassVar[bool] = False  # in training it can use the target as a guide
+    reads_image: ClassVar[bool] = False  # the image is to follow all other maps
 
     detach_features: bool = False
 
@@ -38,10 +50,8 @@ class Branch(ABC):
         return num_stages
 
     @abstractmethod
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The branch for `stages`; every parameter exists when it returns.
+    def build(self, site: BranchSite) -> BranchModule:
+        """The branch for `site`; every parameter exists when it returns.
 
         UserError if an option has no meaning, or none for this network.
         """
@@ -64,8 +74,9 @@ class BranchModule(nn.Module, ABC):
         """Class logits (B, K) float32.
 
         `features` holds the encoder's maps, finest first, and for a branch that reads the decoder then the
-        decoder's, finest first: one fewer, with the encoder's channels. `label_logits` are the finest.
-        `guide`, used in training alone and by few branches, is the finest target of the batch.
+        decoder's, finest first: one fewer, with the encoder's channels; for a branch that reads the image,
+        the image (B, C, *spatial) at the end. `label_logits` are the finest. `guide`, used in training alone
+        and by few branches, is the finest target of the batch.
         """
         if self.detach_features:
             features = tuple(maps.detach() for maps in features)

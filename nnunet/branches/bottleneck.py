@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from nnunet.blocks import BlockStyle
-from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share
+from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_share
 from nnunet.branches.pooling import check_pool, pool_to, pooled_channels
-from nnunet.lesion import Anatomy
-from utils.contracts import Stage
 
 
 @final
@@ -29,18 +25,16 @@ class Bottleneck(Branch):
     hidden: int = 0
     dropout: float = 0.0
 
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The head for the last of `stages`."""
+    def build(self, site: BranchSite) -> BranchModule:
+        """The head for the last of the site's stages."""
         check_pool(self.name, self.pool)
         check_at_least(self.name, "hidden", self.hidden, 0)
         check_share(self.name, "dropout", self.dropout)
-        width = pooled_channels(stages[-1].channels, self.pool)
+        width = pooled_channels(site.stages[-1].channels, self.pool)
         layers: list[nn.Module] = [nn.LayerNorm(width)] if self.layer_norm else []
         if self.hidden:
             layers += [nn.Linear(width, self.hidden), nn.ReLU()]
-        layers += [nn.Dropout(self.dropout), nn.Linear(self.hidden or width, num_classes)]
+        layers += [nn.Dropout(self.dropout), nn.Linear(self.hidden or width, site.num_classes)]
         return BottleneckHead(
             nn.Sequential(*layers),
             self.pool,

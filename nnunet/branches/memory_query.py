@@ -9,12 +9,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from nnunet.blocks import BlockStyle
-from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share
+from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_share
 from nnunet.branches.pooling import cells, pool_to
 from nnunet.branches.scales import Scale, depth_of, scales_of
-from nnunet.lesion import Anatomy
-from utils.contracts import Stage
 from utils.errors import UserError
 
 EMBEDDING_STD = 0.02  # of learned vectors at the start, as usual for transformers (Devlin et al. 2019)
@@ -50,10 +47,8 @@ class MemoryQuery(Branch):
         """Down to the last of its stages; without the encoder's arm, to the bottleneck or none."""
         return depth_of(self.arms, self.stages, num_stages)
 
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The head for the chosen maps of `stages`."""
+    def build(self, site: BranchSite) -> BranchModule:
+        """The head for the chosen maps of the site's stages."""
         for option in ("queries", "width", "blocks", "heads"):
             check_at_least(self.name, option, getattr(self, option), 1)
         check_share(self.name, "dropout", self.dropout)
@@ -61,14 +56,14 @@ class MemoryQuery(Branch):
             raise UserError(
                 f"{self.name}: width should be a multiple of heads, got {self.width} and {self.heads}."
             )
-        size = cells(self.name, self.grid, style.dims)
-        scales = scales_of(self.name, self.arms, self.stages, stages)
+        size = cells(self.name, self.grid, site.style.dims)
+        scales = scales_of(self.name, self.arms, self.stages, site.stages)
         return MemoryQueryHead(
             Tokens(scales, size, self.width),
             nn.Parameter(torch.randn(self.queries, self.width) * EMBEDDING_STD),
             [MemoryBlock(self.width, self.heads, self.dropout) for _ in range(self.blocks)],
             nn.Sequential(
-                nn.LayerNorm(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, num_classes)
+                nn.LayerNorm(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, site.num_classes)
             ),
             detach_features=self.detach_features,
         )

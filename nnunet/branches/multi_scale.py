@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, convolution, pointwise
-from nnunet.branches.base import Branch, BranchModule, check_at_least, check_choice, check_share
+from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_choice, check_share
 from nnunet.branches.pooling import cells, check_pool, pool_to, pooled_channels
 from nnunet.branches.scales import Scale, depth_of, scales_of
-from nnunet.lesion import Anatomy
-from utils.contracts import Stage
 from utils.errors import UserError
 
 COMBINATIONS = ("sum", "mix", "concat", "conv")
@@ -49,24 +47,22 @@ class MultiScale(Branch):
         """Down to the last of its stages; without the encoder's arm, to the bottleneck or none."""
         return depth_of(self.arms, self.stages, num_stages)
 
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The head for the chosen maps of `stages`."""
+    def build(self, site: BranchSite) -> BranchModule:
+        """The head for the chosen maps of the site's stages."""
         check_pool(self.name, self.pool)
         check_choice(self.name, "combine", self.combine, COMBINATIONS)
         check_at_least(self.name, "hidden", self.hidden, 0)
         check_share(self.name, "dropout", self.dropout)
-        size = cells(self.name, self.grid, style.dims)
+        size = cells(self.name, self.grid, site.style.dims)
         if self.combine == "conv" and set(size) == {1}:
             raise UserError(f"{self.name}: combine=conv needs a grid of more than one cell, as in grid=4.")
-        scales = scales_of(self.name, self.arms, self.stages, stages)
-        readers = [self._reader(scale, size, num_classes, style) for scale in scales]
+        scales = scales_of(self.name, self.arms, self.stages, site.stages)
+        readers = [self._reader(scale, size, site.num_classes, site.style) for scale in scales]
         widths = [self._units(scale) for scale in scales]
         return MultiScaleHead(
             _Pooling(tuple(scale.index for scale in scales), size, self.pool),
             readers,
-            self._combination(widths, num_classes, style),
+            self._combination(widths, site.num_classes, site.style),
             detach_features=self.detach_features,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from nnunet.lesion import Anatomy
 
+SLAB_VARIANCE = 1 / 12  # of a voxel, in its own edges: the spread of a region of one voxel is not 0
 SMOOTHING_REACH = 3.0  # standard deviations after which the Gaussian is cut off
 CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 
@@ -57,6 +59,28 @@ class RegionRule:
         chance = torch.rand(region.shape[0], *[1] * (region.ndim - 1), device=region.device)
         taken = _anywhere(truth) & (chance < self.target_share)
         return torch.where(taken, truth.float(), region)
+
+
+def region_shape(region: Tensor) -> Tensor:
+    """(B, 1 + spatial axes) float32 of a region (B, 1, *spatial) that is not empty: size, spread per axis.
+
+    Both are logarithms: of the number of voxels, a share of one counting as such, and of the edge of the box
+    with the same standard deviation along the axis, in voxels. 0 lies half-way between one voxel and the
+    whole patch. Voxels of the planned grid all have the same size, so a plan's millilitres differ by a
+    constant.
+    """
+    weight = region.float()
+    axes = range(2, weight.ndim)
+    mass = weight.flatten(1).sum(dim=1)
+    known = [mass.log() - 0.5 * math.log(weight[0].numel())]
+    for axis in axes:
+        size = weight.shape[axis]
+        profile = weight.sum(dim=[1, *(other for other in axes if other != axis)]) / mass.unsqueeze(1)
+        place = torch.arange(size, device=weight.device, dtype=torch.float32)
+        mean = (profile * place).sum(dim=1, keepdim=True)
+        variance = (profile * (place - mean).square()).sum(dim=1) + SLAB_VARIANCE
+        known.append(0.5 * (variance / SLAB_VARIANCE).log() - 0.5 * math.log(size))
+    return torch.stack(known, dim=1)
 
 
 def smoothed(maps: Tensor, sigma_voxels: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, convolution
-from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share, present
+from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_share, present
 from nnunet.branches.pooling import MEAN_POOLS
 from nnunet.branches.regions import RegionRule, smoothed
-from nnunet.lesion import Anatomy
 from utils.contracts import Shape, Stage
 
 SMALLEST_PEAK = 1e-8  # of a map that is divided by its largest value
@@ -45,23 +43,21 @@ class RoiScaled(Branch):
         """Down to its stage."""
         return present((self.stage,), num_stages)[-1] + 1
 
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The head for one of `stages`, the last where the network lacks the one that was asked for."""
+    def build(self, site: BranchSite) -> BranchModule:
+        """The head for one stage of the site, the last where the network lacks the one that was asked for."""
         for option, least in (("sigma", 0), ("stride", 1), ("layers", 0), ("hidden", 1)):
             check_at_least(self.name, option, getattr(self, option), least)
         check_share(self.name, "dropout", self.dropout)
         check_share(self.name, "target_share", self.target_share)
-        anatomy.channel(self.roi_label)
-        (level,) = present((self.stage,), len(stages))
+        site.anatomy.channel(self.roi_label)
+        (level,) = present((self.stage,), len(site.stages))
         rule = RegionRule(
-            anatomy=anatomy, label=self.roi_label, detach=self.detach_roi, target_share=self.target_share
+            anatomy=site.anatomy, label=self.roi_label, detach=self.detach_roi, target_share=self.target_share
         )
         return RoiScaledHead(
             LesionMap(rule, level=level, sigma_voxels=self.sigma),
-            self._convolutions(stages[level], style),
-            self._linear(num_classes, style),
+            self._convolutions(site.stages[level], site.style),
+            self._linear(site.num_classes, site.style),
             detach_features=self.detach_features,
         )
 

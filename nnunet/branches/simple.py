@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from nnunet.blocks import BlockStyle, convolution
-from nnunet.branches.base import Branch, BranchModule, check_at_least, check_share
-from nnunet.lesion import Anatomy
-from utils.contracts import Stage
+from nnunet.blocks import convolution
+from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_share
 
 
 @final
@@ -23,25 +20,23 @@ class Simple(Branch):
     hidden: int = 256
     dropout: float = 0.5
 
-    def build(
-        self, stages: Sequence[Stage], num_classes: int, style: BlockStyle, anatomy: Anatomy
-    ) -> BranchModule:
-        """The head for the last of `stages`."""
+    def build(self, site: BranchSite) -> BranchModule:
+        """The head for the last of the site's stages."""
         check_at_least(self.name, "hidden", self.hidden, 1)
         check_share(self.name, "dropout", self.dropout)
-        kernel = stages[-1].kernel
+        kernel = site.stages[-1].kernel
         return SimpleHead(
             nn.Sequential(
-                convolution(stages[-1].channels, self.hidden, kernel, (1, 1, 1), style),
-                nn.LeakyReLU(style.negative_slope),
-                convolution(self.hidden, self.hidden, kernel, (1, 1, 1), style),
-                nn.LeakyReLU(style.negative_slope),
+                convolution(site.stages[-1].channels, self.hidden, kernel, (1, 1, 1), site.style),
+                nn.LeakyReLU(site.style.negative_slope),
+                convolution(self.hidden, self.hidden, kernel, (1, 1, 1), site.style),
+                nn.LeakyReLU(site.style.negative_slope),
             ),
             nn.Sequential(
                 nn.Linear(self.hidden, self.hidden),
-                nn.LeakyReLU(style.negative_slope),
+                nn.LeakyReLU(site.style.negative_slope),
                 nn.Dropout(self.dropout),
-                nn.Linear(self.hidden, num_classes),
+                nn.Linear(self.hidden, site.num_classes),
             ),
             detach_features=self.detach_features,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, spatial_dims
 from nnunet.branches import BRANCHES
-from nnunet.branches.base import Branch
+from nnunet.branches.base import Branch, BranchSite
 from nnunet.lesion import Anatomy
 from utils.contracts import Plan
 
@@ -23,6 +23,7 @@ VARIANTS = (
     "multi_scale:combine=mix,pool=max,grid=4,hidden=0",
     "multi_scale:combine=conv,arms=encoder,stages=-2+-1,pool=mean,grid=3",
     "roi_pooled:stages=0",
+    "roi_pooled:image=false,shape=false",
     "roi_scaled:stage=1,stride=1,layers=1,sigma=0",
 )
 LABEL_READERS = ("roi_pooled", "roi_scaled")
@@ -54,7 +55,14 @@ def build(choice: str | Branch, plan: Plan) -> nn.Module:
     branch = BRANCHES.build(choice) if isinstance(choice, str) else choice
     anatomy = Anatomy(num_labels=plan.num_labels, regions=plan.regions)
     style = BlockStyle(dims=spatial_dims(plan.stages))
-    return branch.build(plan.stages, plan.num_classes, style, anatomy)
+    site = BranchSite(
+        stages=plan.stages,
+        image_channels=plan.num_channels,
+        num_classes=plan.num_classes,
+        style=style,
+        anatomy=anatomy,
+    )
+    return branch.build(site)
 
 
 def inputs_of(plan: Plan, choice: str | Branch, batch: int = 2) -> Inputs:
@@ -67,6 +75,9 @@ def inputs_of(plan: Plan, choice: str | Branch, batch: int = 2) -> Inputs:
         features.append(torch.randn(batch, stage.channels, *size[3 - dims :], generator=generator))
     if branch.reads_decoder:
         features += [torch.randn(maps.shape, generator=generator) for maps in features[:-1]]
+    if branch.reads_image:
+        size = plan.patch[3 - dims :]
+        features.append(torch.randn(batch, plan.num_channels, *size, generator=generator))
     logits = torch.randn(batch, plan.num_logits, *plan.patch[3 - dims :], generator=generator)
     return Inputs(features=tuple(features), label_logits=logits)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from nnunet.blocks import BlockStyle
 from nnunet.branches import BRANCHES
+from nnunet.branches.base import BranchSite
 from nnunet.branches.scales import Scale, depth_of, scales_of
 from nnunet.lesion import Anatomy
 from utils.contracts import Plan, Stage
@@ -23,7 +24,14 @@ TWO = (SIX[0], SIX[1])
 
 
 def build(choice: str, stages: Sequence[Stage] = SIX) -> nn.Module:
-    return BRANCHES.build(choice).build(stages, 3, BlockStyle(), Anatomy(num_labels=3)).eval()
+    site = BranchSite(
+        stages=tuple(stages),
+        image_channels=1,
+        num_classes=3,
+        style=BlockStyle(),
+        anatomy=Anatomy(num_labels=3),
+    )
+    return BRANCHES.build(choice).build(site).eval()
 
 
 def count(module: nn.Module) -> int:

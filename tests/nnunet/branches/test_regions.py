@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet.branches.regions import RegionRule, smoothed
+from nnunet.branches.regions import RegionRule, region_shape, smoothed
 from nnunet.lesion import Anatomy
 
 LABELS = Anatomy(num_labels=3)
@@ -104,3 +104,23 @@ def test_smoothing_leaves_a_constant_map_alone() -> None:
 def test_without_width_nothing_is_smoothed() -> None:
     maps = torch.rand(1, 1, 4, 4)
     assert smoothed(maps, 0.0) is maps
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_box_is_told_by_its_voxels_and_its_edges(dims: int) -> None:
+    patch, edges = (8, 16, 32)[3 - dims :], (2, 4, 8)[3 - dims :]
+    region = torch.zeros(1, 1, *patch)
+    region[(0, 0, *(slice(1, 1 + edge) for edge in edges))] = 1
+    voxels, *spread = region_shape(region)[0].tolist()
+    assert voxels == pytest.approx(math.log(math.prod(edges) / math.sqrt(math.prod(patch))))
+    wanted = [math.log(edge / math.sqrt(size)) for edge, size in zip(edges, patch, strict=True)]
+    assert spread == pytest.approx(wanted)
+
+
+def test_one_voxel_has_a_finite_shape_and_one_half_of_it_the_same_spread() -> None:
+    region = torch.zeros(2, 1, 4, 4, 4)
+    region[0, 0, 1, 2, 3], region[1, 0, 1, 2, 3] = 1, 0.5
+    whole, half = region_shape(region)
+    assert whole[0] - half[0] == pytest.approx(math.log(2))
+    assert whole[1:].tolist() == pytest.approx([-math.log(2)] * 3)
+    assert torch.equal(whole[1:], half[1:])

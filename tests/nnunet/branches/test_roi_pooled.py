@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from nnunet.blocks import BlockStyle
+from nnunet.branches.base import BranchSite
 from nnunet.branches.roi_pooled import RoiPooled, pool_inside
 from nnunet.lesion import Anatomy
 from utils.contracts import Plan
@@ -34,20 +37,57 @@ def test_a_lesion_smaller_than_a_cell_does_not_vanish() -> None:
     assert pool_inside(features, region).flatten()[[0, 2]].tolist() == pytest.approx([7, 7])
 
 
+def build(branch: RoiPooled, plan: Plan) -> nn.Module:
+    site = BranchSite(
+        stages=plan.stages,
+        image_channels=2,
+        num_classes=2,
+        style=BlockStyle(),
+        anatomy=Anatomy(num_labels=3),
+    )
+    return branch.build(site).eval()
+
+
+@pytest.mark.parametrize("choice", ["image", "shape"])
+def test_the_level_of_intensities_and_the_size_of_the_region_reach_the_class(
+    make_plan: Callable[..., Plan], choice: str
+) -> None:
+    # Nothing else tells these cases apart: the feature maps are constant.
+    label_logits = torch.zeros(2, 3, 4, 16, 16)
+    label_logits[:, 2, :2, 4:8, 4:8] = 9
+    image = torch.ones(2, 2, 4, 16, 16)
+    if choice == "image":
+        image[1] = 3
+    else:
+        label_logits[1, 2, :4, 4:8, 4:8] = 9
+    maps = [torch.ones(2, stage.channels, 4, 8, 8) for stage in make_plan().stages]
+
+    def differs(branch: RoiPooled) -> bool:
+        first, second = build(branch, make_plan())((*maps, image), label_logits)
+        return not torch.allclose(first, second)
+
+    assert differs(RoiPooled())
+    assert differs(replace(RoiPooled(image=False, shape=False), **{choice: True}))
+    assert not differs(replace(RoiPooled(), **{choice: False}))
+
+
 def test_voxels_outside_the_lesion_do_not_change_the_class(make_plan: Callable[..., Plan]) -> None:
-    plan = make_plan()
-    branch = RoiPooled(stages=(0, 1)).build(plan.stages, 2, BlockStyle(), Anatomy(num_labels=3)).eval()
+    branch = build(RoiPooled(stages=(0, 1)), make_plan())
     generator = torch.Generator().manual_seed(0)
     features = tuple(
-        torch.randn(1, stage.channels, *size, generator=generator)
-        for stage, size in zip(plan.stages, ((4, 16, 16), (4, 8, 8)), strict=False)
+        torch.randn(1, channels, *size, generator=generator)
+        for channels, size in zip(
+            (*(stage.channels for stage in make_plan().stages[:2]), 2),
+            ((4, 16, 16), (4, 8, 8), (4, 16, 16)),
+            strict=True,
+        )
     )
     label_logits = torch.randn(1, 3, 4, 16, 16, generator=generator)
     label_logits[:, 2] = -9
     label_logits[:, 2, :2, 4:8, 4:8] = 9  # whole cells of both stages
     inside = torch.zeros(1, 1, 4, 16, 16)
     inside[:, :, :2, 4:8, 4:8] = 1
-    masks = (inside, inside[..., ::2, ::2])
+    masks = (inside, inside[..., ::2, ::2], inside)
     changed = tuple(torch.where(mask > 0, maps, 100.0) for maps, mask in zip(features, masks, strict=True))
     assert torch.equal(branch(features, label_logits), branch(changed, label_logits))
     inverted = tuple(torch.where(mask > 0, 100.0, maps) for maps, mask in zip(features, masks, strict=True))

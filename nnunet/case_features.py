@@ -1,8 +1,9 @@
-"""One row of numbers per case from a frozen encoder: what the predicted lesion looks like, and its volume."""
+"""One row of numbers per case from a frozen encoder: how the predicted lesion looks, its volume and shape."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from nnunet.blocks import flatten_depth
 from nnunet.branches.base import present
 from nnunet.branches.pooling import MAX_POOLS, MEAN_POOLS
-from nnunet.branches.regions import RegionRule
+from nnunet.branches.regions import RegionRule, region_shape
 from nnunet.inference.sliding_window import (
     WindowRule,
     blend_weight,
@@ -23,21 +24,27 @@ from nnunet.inference.sliding_window import (
     window_places,
 )
 from nnunet.linear_classifier import FeatureRule
+from utils.contracts import Spacing
 
 SMALLEST_VOLUME_ML = (
     1e-3  # stands for an empty structure, whose logarithm does not exist: one cubic millimetre
 )
+
+ML_PER_MM3 = 1e-3
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]  # (B, C, D, H, W) -> maps (B, C_i, *spatial_i), finest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PredictedVolume:
-    """A case that the network has segmented: image (1, C, D, H, W), label probabilities (1, L, D, H, W)."""
+    """A case that the network has segmented: image (1, C, D, H, W), label probabilities (1, L, D, H, W).
+
+    `spacing_mm` are the edges of a voxel of this grid along D, H and W.
+    """
 
     image: Tensor
     label_probs: Tensor
-    voxel_ml: float
+    spacing_mm: Spacing
 
 
 @torch.inference_mode()
@@ -46,6 +53,7 @@ def case_features(
 ) -> np.ndarray:
     """(F,) float64: mean, deviation and maximum of each stage's channels, then the structures' log volumes.
 
+    Behind them, where the rule has them, the same three of the image's channels and the region's spread.
     The features are those inside the predicted lesion; where none is predicted, inside the organ; where there
     is none either, everywhere. Patch, batch size and coding are those of `windows`.
     """
@@ -55,9 +63,36 @@ def case_features(
     scores = volume.label_probs - 0.5
     region = RegionRule(anatomy=coding.anatomy, label=rule.roi_label).mask(scores)
     voxels = coding.predicted(scores).flatten(2).sum(dim=2)[0]
-    log_volumes = (voxels.double() * volume.voxel_ml).clamp_min(SMALLEST_VOLUME_ML).log()
-    pooled = pooled_features(encoder, volume.image, region, rule.stages, windows)
-    return torch.cat([pooled, log_volumes]).cpu().numpy()
+    voxel_ml = math.prod(volume.spacing_mm) * ML_PER_MM3
+    log_volumes = (voxels.double() * voxel_ml).clamp_min(SMALLEST_VOLUME_ML).log()
+    known = [pooled_features(encoder, volume.image, region, rule.stages, windows), log_volumes]
+    if rule.image:
+        known.append(image_statistics(volume.image, region))
+    if rule.shape:
+        known.append(log_spread(region, volume.spacing_mm))
+    return torch.cat(known).cpu().numpy()
+
+
+def image_statistics(image: Tensor, region: Tensor) -> Tensor:
+    """(3C,) float64 of an image (1, C, D, H, W): means, deviations, maxima inside `region` (1, 1, D, H, W).
+
+    Instance normalisation takes the level of intensities out of an encoder's maps; here it is kept.
+    """
+    inside = image[0][:, region[0, 0] > 0].float()
+    deviation, mean = torch.std_mean(inside, dim=1, correction=0)
+    return torch.cat([mean, deviation, inside.amax(dim=1)]).double()
+
+
+def log_spread(region: Tensor, spacing_mm: Spacing) -> Tensor:
+    """(3,) float64 of `region` (1, 1, D, H, W): per axis the logarithm of an edge in millimetres.
+
+    The edge is that of the box with the same standard deviation, as in `region_shape`. It depends on the
+    region alone, not on the size of the volume around it.
+    """
+    size = torch.tensor(region.shape[2:], dtype=torch.float64)
+    # region_shape counts from half-way between one voxel and the whole volume.
+    log_voxels = region_shape(region)[0, 1:].double() + 0.5 * size.log().to(region.device)
+    return log_voxels + log_voxels.new_tensor(spacing_mm).log()
 
 
 def pooled_features(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet.case_features import weights_hash
-from nnunet.classical import CLASSIFIERS, Classical, fit_rule, fitted_out_of_fold, reason_not_to_fit
+from nnunet.classical import CLASSIFIERS, Classical, fit_calibrated, reason_not_to_fit
 from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.classification import summarise_classification
 from nnunet.evaluation.report import number_text
@@ -26,7 +26,7 @@ from scripts.classifier_files import (
     write_features,
 )
 from scripts.fold_data import FoldCases, refuse_other_preparation
-from scripts.model_run import ModelRun, open_model, planned_voxel_ml
+from scripts.model_run import ModelRun, open_model, planned_spacing_mm
 from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
@@ -88,17 +88,15 @@ def fit_classifier(options: RunOptions, fold: FoldCases, checkpoint: Path) -> Pa
     computed = time.perf_counter()
     training = _known(features[: len(fold.training)], fold.training)
     held_out = _known(features[len(fold.training) :], fold.validation)
-    rule = fit_rule(kind, training.features, training.target, plan.num_classes)
-    out_of_fold = fitted_out_of_fold(
-        kind, training.features, training.target, training.patients, plan.num_classes
-    )
+    fit = fit_calibrated(kind, training.features, training.target, training.patients, plan.num_classes)
     scores = ClassicalScores(
         network=source.network,
         num_features=features.shape[1],
-        out_of_fold=_summary(training, out_of_fold, plan, options.seed),
-        held_out=_summary(held_out, rule.probabilities(held_out.features), plan, options.seed),
+        temperature=fit.rule.temperature,
+        out_of_fold=_summary(training, fit.out_of_fold, plan, options.seed),
+        held_out=_summary(held_out, fit.rule.probabilities(held_out.features), plan, options.seed),
     )
-    classifier = FittedClassifier(name=kind.name, network=source.network, features=source.rule, rule=rule)
+    classifier = FittedClassifier(name=kind.name, network=source.network, features=source.rule, rule=fit.rule)
     path = write_classifier(options.results, classifier, scores)
     finished = time.perf_counter()
     say(
@@ -109,13 +107,14 @@ def fit_classifier(options: RunOptions, fold: FoldCases, checkpoint: Path) -> Pa
 
 
 def describe_scores(scores: ClassicalScores) -> str:
-    """Macro-F1 out of fold and on the held-out cases, in a few words."""
+    """Macro-F1 and NLL out of fold and on the held-out cases, and the temperature, in a few words."""
     parts = [
-        f"{number_text(summary['macro_f1'])} {place} ({summary['num_cases']} cases)"
+        f"macro-F1 {number_text(summary['macro_f1'])}, NLL {number_text(summary['nll'])} {place} "
+        f"({summary['num_cases']} cases)"
         for place, summary in (("out of fold", scores.out_of_fold), ("held out", scores.held_out))
         if summary is not None
     ]
-    return f"macro-F1 {', '.join(parts)}" if parts else "no score"
+    return "; ".join([*(parts or ["no score"]), f"temperature {number_text(scores.temperature, 2)}"])
 
 
 def _unmirrored_model(options: RunOptions, fold: FoldCases, checkpoint: Path) -> ModelRun:
@@ -135,6 +134,8 @@ def _source(
         roi_label=kind.roi_label,
         overlap=options.inference.overlap,
         blend=options.inference.blend,
+        image=kind.image,
+        shape=kind.shape,
     )
     return FeatureSource(network=weights_hash(model.model.network), rule=rule, amp=model.amp, cases=cases)
 
@@ -146,9 +147,9 @@ def _features(results: Path, model: ModelRun, source: FeatureSource) -> np.ndarr
         return kept
     rows = []
     for case in progress(source.cases, total=len(source.cases), label="Features"):
-        image, voxel_ml = read_array(case.image), planned_voxel_ml(case.footprint)
-        prediction = model.predict(image, case.case_id, voxel_ml)
-        rows.append(model.features(image, prediction, source.rule, voxel_ml))
+        image, spacing_mm = read_array(case.image), planned_spacing_mm(case.footprint)
+        prediction = model.predict(image, case.case_id, spacing_mm)
+        rows.append(model.features(image, prediction, source.rule, spacing_mm))
     features = np.stack(rows)
     write_features(results, source, features)
     return features

@@ -29,13 +29,15 @@ class ClassicalScores:
     """What a fitted classifier scores: on the training cases out of fold, and on the held-out ones.
 
     Both are a ClassificationSummary as JSON has it; None where there is nothing to score. The network was
-    trained on the cases of `out_of_fold`, not on those of `held_out`.
+    trained on the cases of `out_of_fold`, not on those of `held_out`. `temperature` is that of the rule;
+    the answers out of fold were scaled by that of the other folds. A file without it was never calibrated.
     """
 
     network: str
     num_features: int
     out_of_fold: dict[str, Any] | None
     held_out: dict[str, Any] | None
+    temperature: float = 1.0
 
 
 def classifier_file(results: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from nnunet.blocks import flatten_depth
-from nnunet.case_features import PredictedVolume, case_features, weights_hash
+from nnunet.case_features import ML_PER_MM3, PredictedVolume, case_features, weights_hash
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
@@ -23,11 +24,9 @@ from nnunet.training.checkpoint import TrainedModel, load_model
 from nnunet.training.trainer import choose_machine, kept_checkpoints, last_checkpoint
 from scripts.classifier_files import BRANCH, load_classifier
 from scripts.run_options import RunOptions
-from utils.contracts import Footprint, Plan, Prediction
+from utils.contracts import Footprint, Plan, Prediction, Spacing
 from utils.errors import DatasetError
 from utils.storage import atomic_file
-
-ML_PER_MM3 = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,25 +42,25 @@ class ModelRun:
     amp: bool
     classifier: FittedClassifier | None = None
 
-    def predict(self, image: np.ndarray, case_id: str, voxel_ml: float) -> Prediction:
-        """The prediction for one prepared (C, D, H, W) volume; `voxel_ml` is the size of its voxels."""
+    def predict(self, image: np.ndarray, case_id: str, spacing_mm: Spacing) -> Prediction:
+        """The prediction for one prepared (C, D, H, W) volume; `spacing_mm` are the edges of its voxels."""
         prediction = predict_case(
             self.model.network, image, self.rule, case_id=case_id, device=self.device, amp=self.amp
         )
         if self.classifier is None:
             return prediction
-        features = self.features(image, prediction, self.classifier.features, voxel_ml)
+        features = self.features(image, prediction, self.classifier.features, spacing_mm)
         return replace(prediction, class_probs=self.classifier.rule.probabilities(features[None])[0])
 
     def features(
-        self, image: np.ndarray, prediction: Prediction, rule: FeatureRule, voxel_ml: float
+        self, image: np.ndarray, prediction: Prediction, rule: FeatureRule, spacing_mm: Spacing
     ) -> np.ndarray:
         """(F,) what a classical classifier knows of a predicted volume; see `case_features`."""
         network = self.model.network
         volume = PredictedVolume(
             image=torch.from_numpy(np.array(image, dtype=np.float32)).unsqueeze(0).to(self.device),
             label_probs=torch.from_numpy(prediction.label_probs).unsqueeze(0).to(self.device),
-            voxel_ml=voxel_ml,
+            spacing_mm=spacing_mm,
         )
 
         def encoder(windows: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -121,10 +120,16 @@ def _classifier(options: RunOptions, model: TrainedModel, checkpoint: Path) -> F
     return load_classifier(options, weights_hash(model.network), checkpoint)
 
 
+def planned_spacing_mm(footprint: Footprint) -> Spacing:
+    """The edges of a voxel of the planned grid."""
+    ratio = np.array(footprint.cropped_shape) / np.array(footprint.planned_shape)
+    depth, height, width = (ratio * footprint.oriented_spacing_mm).tolist()
+    return depth, height, width
+
+
 def planned_voxel_ml(footprint: Footprint) -> float:
     """The volume of a voxel of the planned grid."""
-    native_ml = float(np.prod(footprint.oriented_spacing_mm)) * ML_PER_MM3
-    return native_ml * float(np.prod(footprint.cropped_shape)) / float(np.prod(footprint.planned_shape))
+    return math.prod(planned_spacing_mm(footprint)) * ML_PER_MM3
 
 
 def find_checkpoint(results: Path) -> Path:

@@ -20,7 +20,7 @@ from scripts.model_run import (
     ModelRun,
     PredictionRow,
     open_model,
-    planned_voxel_ml,
+    planned_spacing_mm,
     prediction_row,
     write_predictions_table,
 )
@@ -141,7 +141,7 @@ def _prepare(scan: RawCase, plan: Plan) -> ReadyScan:
 def _answer(run: ModelRun, ready: ReadyScan) -> Prediction:
     if ready.arrays is None:
         raise ready.error or DatasetError(f"Case {ready.case_id} could not be prepared.")
-    return run.predict(ready.arrays.image, ready.case_id, planned_voxel_ml(ready.arrays.footprint))
+    return run.predict(ready.arrays.image, ready.case_id, planned_spacing_mm(ready.arrays.footprint))
 
 
 def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -> PredictionRow:

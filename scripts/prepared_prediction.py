@@ -17,7 +17,7 @@ from nnunet.evaluation.figures import overlay_png
 from nnunet.evaluation.overlap import CaseOverlap, CaseSource, OverlapRules, evaluate_case, overlap_rules
 from nnunet.evaluation.report import Overlay, extreme_cases
 from scripts.mask_pairs import without_ignored
-from scripts.model_run import ML_PER_MM3, ModelRun, planned_voxel_ml
+from scripts.model_run import ML_PER_MM3, ModelRun, planned_spacing_mm
 from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase
 from utils.prepared_folder import ORIGINAL_LABEL, case_file
 from utils.run_log import progress
@@ -38,8 +38,8 @@ def predict_prepared(run: ModelRun, cases: Sequence[PreprocessedCase]) -> Iterat
     """The answers for `cases`, one by one, so that one volume of probabilities is held at a time."""
     order = run.model.plan.regions_class_order
     for case in progress(cases, total=len(cases), label="Predict"):
-        voxel_ml = planned_voxel_ml(case.footprint)
-        prediction = run.predict(read_array(case.image), case.case_id, voxel_ml)
+        spacing_mm = planned_spacing_mm(case.footprint)
+        prediction = run.predict(read_array(case.image), case.case_id, spacing_mm)
         yield Answer(
             case=case,
             prediction=prediction,

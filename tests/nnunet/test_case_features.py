@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet.case_features import PredictedVolume, case_features, pooled_features, weights_hash
+from nnunet.case_features import PredictedVolume, case_features, log_spread, pooled_features, weights_hash
 from nnunet.inference.sliding_window import WindowRule, blend_weight, window_starts
 from nnunet.label_coding import LabelCoding
 from nnunet.layout import arrange
@@ -127,7 +127,7 @@ def test_the_region_is_the_lesion_else_the_organ_else_everything(predicted: str,
     lesion[0, 0, 0, :2], organ[0, 1, 1] = True, True
     image[0][lesion], image[0][organ], image[0, 0, 0, 3, 3] = 7.0, 3.0, 2.0
     probs = probabilities(lesion & ("lesion" in predicted), organ & ("organ" in predicted))
-    volume = PredictedVolume(image=image, label_probs=probs, voxel_ml=0.5)
+    volume = PredictedVolume(image=image, label_probs=probs, spacing_mm=(5.0, 10.0, 10.0))
     features = case_features(voxels_only, volume, FeatureRule(stages=(0,)), WINDOWS)
     assert features[0] == pytest.approx(mean, rel=1e-5)
     voxels = {"lesion and organ": (4, 2), "organ": (4, 0), "nothing": (0, 0)}[predicted]
@@ -140,9 +140,52 @@ def test_with_regions_the_lesions_region_is_pooled_and_each_has_a_volume() -> No
     probs[0, 0, 0], probs[0, 1, 0, 0, 0] = 0.9, 0.6
     image[0, 0, 0], image[0, 0, 0, 0, 0] = 2.0, 5.0
     windows = replace(WINDOWS, coding=LabelCoding(num_labels=3, regions=((1, 2), (2,))))
-    volume = PredictedVolume(image=image, label_probs=probs, voxel_ml=1.0)
+    volume = PredictedVolume(image=image, label_probs=probs, spacing_mm=(10.0, 10.0, 10.0))
     features = case_features(voxels_only, volume, FeatureRule(stages=(0,)), windows)
     np.testing.assert_allclose(features, [5, 0, 5, np.log(16), 0], atol=1e-5)
+
+
+def box_case(shape: tuple[int, int, int], corner: tuple[int, int, int]) -> PredictedVolume:
+    """A lesion of 2x3x1 voxels at `corner` with intensities 0 to 5 and 9 below, in a volume of 7."""
+    image, lesion = torch.full((1, 2, *shape), 7.0), torch.zeros(1, *shape, dtype=torch.bool)
+    inside = tuple(slice(start, start + edge) for start, edge in zip(corner, (2, 3, 1), strict=True))
+    lesion[(0, *inside)] = True
+    image[(0, 0, *inside)], image[(0, 1, *inside)] = torch.arange(6.0).view(2, 3, 1), 9.0
+    probs = probabilities(lesion, torch.zeros_like(lesion))
+    return PredictedVolume(image=image, label_probs=probs, spacing_mm=(3.0, 1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "corner"), [((2, 4, 4), (0, 0, 0)), ((5, 9, 10), (3, 2, 8)), ((2, 3, 1), (0, 0, 0))]
+)
+def test_image_and_shape_are_those_of_the_region_wherever_it_lies(
+    shape: tuple[int, int, int], corner: tuple[int, int, int]
+) -> None:
+    volume, rule = box_case(shape, corner), FeatureRule(stages=(0,), image=True, shape=True)
+    features = case_features(voxels_only, volume, rule, WINDOWS)
+    means, deviations, maxima = (2.5, 9.0), ((35 / 12) ** 0.5, 0.0), (5.0, 9.0)
+    edges_mm = (2 * 3.0, 3 * 1.0, 1 * 0.5)  # of a box they are its own
+    np.testing.assert_allclose(features[8:], [*means, *deviations, *maxima, *np.log(edges_mm)], atol=1e-5)
+
+
+def test_what_a_rule_leaves_away_is_missing_and_nothing_else_moves() -> None:
+    volume, rule = box_case((5, 9, 10), (3, 2, 8)), FeatureRule(stages=(0,), image=True, shape=True)
+    whole = case_features(voxels_only, volume, rule, WINDOWS)
+    only_image, only_shape, neither = (
+        case_features(voxels_only, volume, replace(rule, **parts), WINDOWS)
+        for parts in ({"shape": False}, {"image": False}, {"image": False, "shape": False})
+    )
+    np.testing.assert_array_equal(only_image, whole[:-3])
+    np.testing.assert_array_equal(only_shape, [*whole[:8], *whole[-3:]])
+    np.testing.assert_array_equal(neither, whole[:8])
+
+
+def test_a_region_of_two_far_voxels_is_spread_along_their_axis_only() -> None:
+    region = torch.zeros(1, 1, 4, 1, 11)
+    region[..., 1, 0, 0], region[..., 1, 0, 10] = 1, 1
+    # Each voxel's own variance is 1/12, their distance of 10 adds 25: the box is sqrt(12 * 25 + 1) wide.
+    expected = np.log([1.0, 1.0, 2 * 301**0.5])
+    np.testing.assert_allclose(log_spread(region, (1.0, 1.0, 2.0)).numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -154,14 +197,14 @@ def test_the_features_of_a_network_are_finite_and_as_many_as_its_channels(
     plan = make_plan(flat=flat)
     network = MultiTaskUNet(plan, Architecture()).eval()
     image = torch.randn(1, 1, 6, 20, 20, generator=torch.Generator().manual_seed(0))
-    volume = PredictedVolume(image=image, label_probs=torch.rand(1, 3, 6, 20, 20), voxel_ml=1.0)
+    volume = PredictedVolume(image=image, label_probs=torch.rand(1, 3, 6, 20, 20), spacing_mm=(1.0, 1.0, 1.0))
     features = case_features(
         lambda windows: network.encoder(flatten_depth(windows, network.dims)),
         volume,
-        FeatureRule(stages=(1, 2, 3)),
+        FeatureRule(stages=(1, 2, 3), image=True, shape=True),
         replace(WINDOWS, patch=plan.patch),
     )
-    assert features.shape == (3 * (6 + 8) + 2,)
+    assert features.shape == (3 * (6 + 8) + 2 + 3 + 3,)
     assert np.isfinite(features).all()
 
 

@@ -1,6 +1,8 @@
 """Linear classifiers on made-up features, beside scikit-learn."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunet.classical import CLASSIFIERS, fit_rule, fitted_out_of_fold, reason_not_to_fit
-from nnunet.linear_classifier import FeatureRule, FittedClassifier
+from nnunet.classical import (
+    CLASSIFIERS,
+    fit_calibrated,
+    fit_rule,
+    fitted_out_of_fold,
+    reason_not_to_fit,
+    temperature_of,
+)
+from nnunet.evaluation.class_probabilities import probability_scores
+from nnunet.evaluation.out_of_fold import answers_out_of_fold
+from nnunet.linear_classifier import FeatureRule, FittedClassifier, LinearRule, tempered
 from utils.errors import UserError
-from utils.storage import read_record, write_json
+from utils.storage import read_json, read_record, to_plain, write_json
 
 NAMES = ["lda", "logistic"]
 
@@ -137,3 +148,112 @@ def test_a_stronger_penalty_draws_probabilities_together() -> None:
     ).probabilities(features)
     weak, strong = answer("logistic:strength=100"), answer("logistic:strength=0.1")
     assert weak.max(axis=1).mean() > strong.max(axis=1).mean() + 0.1
+
+
+def weak_signal(name: str, num_cases: int) -> tuple[LinearRule, np.ndarray, np.ndarray, np.ndarray]:
+    """The rule of 80 features of which 12 tell three classes apart, targets, answers without and with T."""
+    features, target = made_up(3, num_cases=num_cases, distance=0.8)
+    patients = [str(index) for index in range(num_cases)]
+    kind = CLASSIFIERS.build(name)
+    fit = fit_calibrated(kind, features, target, patients, 3)
+    raw = fitted_out_of_fold(kind, features, target, patients, 3)
+    assert fit.out_of_fold is not None
+    assert raw is not None
+    return fit.rule, target, raw, fit.out_of_fold
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_features_outnumber_cases_a_temperature_lowers_nll_and_ece_out_of_fold(name: str) -> None:
+    rule, target, raw, scaled = weak_signal(name, 60)
+    before, after = probability_scores(target, raw), probability_scores(target, scaled)
+    assert rule.temperature > 1.5
+    assert after.nll < before.nll - 0.1
+    assert after.ece < before.ece - 0.05
+    np.testing.assert_array_equal(np.argsort(scaled, axis=1), np.argsort(raw, axis=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_temperature_lowers_the_nll_of_new_cases(name: str) -> None:
+    rule, *_ = weak_signal(name, 60)
+    new, target = made_up(3, num_cases=600, distance=0.8)
+    new, target = new[60:], target[60:]
+    cold, warm = (
+        probability_scores(target, replace(rule, temperature=temperature).probabilities(new))
+        for temperature in (1.0, rule.temperature)
+    )
+    assert warm.nll < cold.nll - 0.05
+    assert warm.ece < cold.ece - 0.05
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    features, target = made_up(3)
+    rule = fit_rule(CLASSIFIERS.build("logistic"), features, target, 3)
+    cold, warm = (replace(rule, temperature=t).probabilities(features) for t in (1.0, 2.0))
+    gaps = [np.log(probs[:, 1:]) - np.log(probs[:, :1]) for probs in (cold, warm)]
+    np.testing.assert_allclose(gaps[1], gaps[0] / 2, atol=1e-9)
+    np.testing.assert_allclose(warm.sum(axis=1), 1)
+
+
+def test_a_case_is_scaled_by_the_temperature_of_the_other_folds() -> None:
+    rule, target, raw, scaled = weak_signal("lda", 60)
+    folds: list[np.ndarray] = []
+
+    def noted(_: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        folds.append(held_out)
+        return raw[held_out]
+
+    answers_out_of_fold(target, [str(index) for index in range(60)], 3, noted)
+    temperatures = set()
+    for fold in folds:
+        others = np.setdiff1d(np.arange(60), fold)
+        temperature = temperature_of(target[others], raw[others])
+        temperatures.add(temperature)
+        shares = raw[fold] ** (1 / temperature)
+        np.testing.assert_allclose(scaled[fold], shares / shares.sum(axis=1, keepdims=True), atol=1e-4)
+        assert abs(scaled[fold] - tempered(raw[fold], rule.temperature)).max() > 1e-3
+    assert len(temperatures) == 5
+    assert rule.temperature == temperature_of(target, raw)
+
+
+def test_answers_are_never_made_more_sure() -> None:
+    target = np.arange(30) % 3
+    unsure = np.full((30, 3), 0.25) + 0.25 * np.eye(3)[target]
+    assert temperature_of(target, unsure) == 1
+    assert temperature_of(target, np.roll(unsure, 1, axis=1)) > 5  # all wrong: nothing is known
+
+
+def test_a_class_that_only_one_patient_has_does_not_heat_the_others() -> None:
+    features, target = made_up(2, distance=8.0)
+    target[0] = 2
+    fit = fit_calibrated(CLASSIFIERS.build("lda"), features, target, [str(i) for i in range(60)], 3)
+    assert fit.rule.temperature < 3
+    assert fit.out_of_fold is not None
+    assert fit.out_of_fold[0, 2] == 0  # out of fold nobody knew it
+    np.testing.assert_allclose(fit.out_of_fold.sum(axis=1), 1)
+
+
+def test_one_patient_has_no_answers_out_of_fold_and_no_temperature() -> None:
+    features, target = made_up(2)
+    fit = fit_calibrated(CLASSIFIERS.build("lda"), features, target, ["the same"] * 60, 2)
+    assert fit.out_of_fold is None
+    assert fit.rule.temperature == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_and_shape_belong_to_new_fits_and_can_be_left_away(name: str) -> None:
+    assert (CLASSIFIERS.build(name).image, CLASSIFIERS.build(name).shape) == (True, True)
+    without = CLASSIFIERS.build(f"{name}:image=false,shape=false")
+    assert (without.image, without.shape) == (False, False)
+
+
+def test_a_file_of_before_means_what_it_meant(tmp_path: Path) -> None:
+    features, target = made_up(3)
+    rule = fit_rule(CLASSIFIERS.build("lda"), features, target, 3)
+    new = FittedClassifier(name="lda", network="abc", features=FeatureRule(stages=(1,)), rule=rule)
+    plain = to_plain(new)
+    del plain["rule"]["temperature"], plain["features"]["image"], plain["features"]["shape"]
+    write_json(tmp_path / "lda.json", plain)
+    assert "temperature" not in read_json(tmp_path / "lda.json")["rule"]
+    stored = read_record(FittedClassifier, tmp_path / "lda.json")
+    assert (stored.features.image, stored.features.shape, stored.rule.temperature) == (False, False, 1.0)
+    np.testing.assert_allclose(stored.rule.probabilities(features), rule.probabilities(features))

@@ -11,6 +11,7 @@ import pytest
 from scripts.model_run import (
     PredictionRow,
     find_checkpoint,
+    planned_spacing_mm,
     planned_voxel_ml,
     prediction_row,
     write_predictions_table,
@@ -72,6 +73,7 @@ def test_resampling_changes_the_size_of_a_voxel_and_padding_does_not() -> None:
         sform_code=1,
         affine=tuple(tuple(row) for row in np.eye(4).tolist()),
     )
+    assert planned_spacing_mm(footprint) == pytest.approx((2.5, 3.0, 4.0))
     # 10 * 20 * 20 voxels of 30 mm3 became 20 * 20 * 10.
     assert planned_voxel_ml(footprint) == pytest.approx(0.030)
     assert planned_voxel_ml(replace(footprint, planned_shape=(10, 10, 10))) == pytest.approx(0.120)

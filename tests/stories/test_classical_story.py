@@ -15,6 +15,7 @@ import pytest
 
 from nnunet.linear_classifier import FittedClassifier
 from scripts import fit_classifier, inference, train
+from scripts.classifier_files import read_scores
 from scripts.model_run import ModelRun
 from scripts.run_options import RunOptions
 from utils.contracts import Prediction
@@ -57,11 +58,13 @@ def test_training_leaves_a_classifier_its_features_and_its_scores(trained: Path)
     classifier = read_record(FittedClassifier, trained / "classifier" / "lda.json")
     assert classifier.features.stages == (1, 2, 3)
     with np.load(trained / "classifier" / "features.npz", allow_pickle=False) as kept:
-        assert kept["features"].shape == (9 + 3, 3 * (8 + 8) + 2)
+        assert kept["features"].shape == (9 + 3, 3 * (8 + 8) + 2 + 3 + 3)
         assert len(kept["case_ids"]) == 12
     classical = read_json(trained / "final_metrics.json")["classical"]
     assert classical["lda"]["out_of_fold"]["num_cases"] == 9
     assert classical["lda"]["held_out"]["num_cases"] == 3
+    assert classical["lda"]["temperature"] == classifier.rule.temperature >= 1
+    assert "; temperature " in (trained / "report.html").read_text(encoding="utf-8")
     assert "Classical classifier lda" in (trained / "report.html").read_text(encoding="utf-8")
 
 
@@ -138,7 +141,25 @@ def test_another_classifier_is_fitted_later_and_scored_in_evaluation(
 @pytest.mark.flag("fit_classifier")
 def test_other_stages_are_computed_again(copy: Path, run_options: Options) -> None:
     path = fit_classifier.run(run_options(copy, "--fit_classifier", "lda:stages=1"))
-    assert len(read_record(FittedClassifier, path).rule.mean) == 3 * 8 + 2
+    assert len(read_record(FittedClassifier, path).rule.mean) == 3 * 8 + 2 + 3 + 3
+
+
+@pytest.mark.flag("fit_classifier")
+def test_without_image_and_shape_a_classifier_answers_with_fewer_features(
+    copy: Path, held_out: tuple[str, str], run_options: Options, tmp_path: Path
+) -> None:
+    path = fit_classifier.run(run_options(copy, "--fit_classifier", "lda:image=false,shape=false"))
+    assert len(read_record(FittedClassifier, path).rule.mean) == 3 * (8 + 8) + 2
+    options = run_options(copy, "-o", str(tmp_path / "out"), "--classifier", "lda", *held_out)
+    assert probabilities(inference.run(options)).shape == (3, 3)
+
+
+def test_scores_of_before_are_read_without_a_temperature(copy: Path) -> None:
+    path = copy / "classifier" / "lda_scores.json"
+    scores = read_json(path)
+    del scores["temperature"]
+    write_json(path, scores)
+    assert read_scores(copy, scores["network"])["lda"].temperature == 1
 
 
 def test_a_classifier_that_was_never_fitted_names_the_command(trained: Path, run_options: Options) -> None:

@@ -147,20 +147,25 @@ def is_collapsed(
 
 
 def collapse_reason(
-    class_target: np.ndarray, class_probs: np.ndarray, *, cross_entropy: float | None = None
+    class_target: np.ndarray,
+    class_probs: np.ndarray,
+    class_names: Sequence[str] = (),
+    *,
+    cross_entropy: float | None = None,
 ) -> str:
     """Why a classifier counts as collapsed, from targets (N,) and probabilities (N, K); empty if it does not.
 
     Either every case is called the same although the reference holds several classes, or the cross-entropy
     lies within 0.02 of ln K, that of equal probabilities. `cross_entropy` is that of the training's loss;
-    unset, it is computed here.
+    unset, it is computed here. Without names classes go by their numbers.
     """
     if len(class_target) == 0:
         return ""
     num_classes = class_probs.shape[1]
     called, present = np.unique(class_probs.argmax(axis=1)), np.unique(class_target)
     if len(called) == 1 and len(present) > 1:
-        return f"class {called[0]} is predicted for all {len(class_target)} cases"
+        name = class_names[called[0]] if class_names else called[0]
+        return f"class {name} is predicted for all {len(class_target)} cases"
     loss = float(nll_per_case(class_target, class_probs).mean()) if cross_entropy is None else cross_entropy
     if abs(loss - np.log(num_classes)) <= COLLAPSE_MARGIN:
         return f"the cross-entropy {loss:.4f} is that of equal probabilities, ln {num_classes}"

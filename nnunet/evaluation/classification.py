@@ -191,7 +191,7 @@ def summarise_classification(
         intervals=with_probabilities(
             summary.intervals, target, probs, resampling_of_known(resampling, known)
         ),
-        collapse=collapse_reason(target, probs),
+        collapse=collapse_reason(target, probs, class_names),
     )
 
 
@@ -218,7 +218,7 @@ def summarise_classes(
         num_unknown=int((~known).sum()),
         auroc=nothing,
         auroc_weighted=nothing,
-        collapse=f"class {called[0]} is predicted for all {len(called)} cases" if is_one else "",
+        collapse=f"class {class_names[called[0]]} is predicted for all {len(called)} cases" if is_one else "",
     )
 
 

@@ -78,7 +78,7 @@ class ValidationScores:
             probs = np.array([result.class_probs for result in known])
             macro_f1, baseline = _macro_f1(targets, probs, plan)
             # Of numbers that are none nothing can be said.
-            collapse = collapse_reason(targets, probs) if is_finite else ""
+            collapse = collapse_reason(targets, probs, plan.class_names) if is_finite else ""
         return ValidationScores(
             dice=_means_over_cases([result.dice for result in results]),
             has_foreground=any(result.has_foreground for result in results),

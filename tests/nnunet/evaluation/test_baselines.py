@@ -78,7 +78,9 @@ def test_without_two_patients_and_two_classes_there_is_no_volume_baseline(target
 def test_a_single_predicted_class_is_a_collapse() -> None:
     probs = np.tile([0.1, 0.8, 0.1], (6, 1))
     assert is_collapsed(np.array([0, 1, 2, 0, 1, 2]), probs)
-    assert collapse_reason(np.array([0, 1, 2, 0, 1, 2]), probs) == "class 1 is predicted for all 6 cases"
+    target = np.array([0, 1, 2, 0, 1, 2])
+    assert collapse_reason(target, probs) == "class 1 is predicted for all 6 cases"
+    assert collapse_reason(target, probs, ["a", "b", "c"]) == "class b is predicted for all 6 cases"
 
 
 def test_a_single_class_is_no_collapse_where_the_reference_has_no_other() -> None:

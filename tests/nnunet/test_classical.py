@@ -215,6 +215,13 @@ def test_a_case_is_scaled_by_the_temperature_of_the_other_folds() -> None:
     assert rule.temperature == temperature_of(target, raw)
 
 
+def test_a_class_that_the_fit_knew_keeps_a_probability_however_sure_the_answer() -> None:
+    features, target = made_up(3)
+    rule = fit_rule(CLASSIFIERS.build("lda"), features, target, 3)
+    probs = replace(rule, temperature=20.0).probabilities(1000 * features)
+    assert probs.min() > 0.05  # its logits are thousands apart
+
+
 def test_answers_are_never_made_more_sure() -> None:
     target = np.arange(30) % 3
     unsure = np.full((30, 3), 0.25) + 0.25 * np.eye(3)[target]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocessing.normalisers import NORMALISERS
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.planners import PlannerOptions
+from data_preprocessing.resampling import CUBIC
 from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
 from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
@@ -110,20 +111,28 @@ def _hash(value: Any) -> str:
 
 def planner_hash(options: PlannerOptions, *, configuration: str, foreground_channel: bool) -> str:
     """Hash of everything but the fingerprint that a plan follows from."""
-    return _hash([options, configuration, foreground_channel])
+    return _hash([options.decisive(), configuration, foreground_channel])
 
 
 def rules_hash(plan: Plan, *, mode: str) -> str:
     """Hash of the parts of `plan` that decide the arrays of a case.
 
-    Dataset statistics count only for the normalisers that use them, the patch only where volumes are padded:
-    a new MR case then leaves the others valid.
+    The patch counts only where volumes are padded.
+    """
+    return _hash(data_rules(plan) | {"patch": plan.patch if mode == "training" else plan.patch[0] == 1})
+
+
+def data_rules(plan: Plan) -> dict[str, Any]:
+    """The parts of `plan` that decide the arrays of a case, but for their padding to the patch.
+
+    Dataset statistics count only for the normalisers that use them: a new MR case then leaves the others
+    valid.
     """
     statistics = [
         stats if NORMALISERS[name].uses_dataset_statistics else None
         for name, stats in zip(plan.normalisers, plan.intensity, strict=True)
     ]
-    decisive = {
+    rules = {
         "axis_order": plan.axis_order,
         "spacing_mm": plan.spacing_mm,
         "normalisers": plan.normalisers,
@@ -132,9 +141,9 @@ def rules_hash(plan: Plan, *, mode: str) -> str:
         "preset": plan.preset,
         "foreground_channel": plan.foreground_channel,
         "ignore_label": plan.ignore_label,
-        "patch": plan.patch if mode == "training" else plan.patch[0] == 1,
     }
-    return _hash(decisive)
+    # Cases of programs that knew the usual way only stay valid.
+    return rules if plan.resampling == CUBIC else rules | {"resampling": plan.resampling}
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
+from data_preprocessing.planners import Resampling
 from data_preprocessing.topology import total_stride
 from utils.contracts import Plan
 from utils.errors import DatasetError
@@ -32,9 +34,13 @@ def _grid(plan: Plan) -> Iterator[str]:
         )
     if plan.batch_size < 1:
         yield f"batch_size is {plan.batch_size}; it must be at least 1."
+    if plan.resampling not in get_args(Resampling):
+        yield f"resampling is {plan.resampling!r}; choose one of {list(get_args(Resampling))}."
 
 
 def _stages(plan: Plan) -> Iterator[str]:
+    if plan.decoder_blocks < 1:
+        yield f"decoder_blocks is {plan.decoder_blocks}; it must be at least 1."
     if len(plan.stages) < 2:
         yield f"stages has {len(plan.stages)} entries; a U-Net needs at least 2."
         return

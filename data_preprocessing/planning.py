@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 import numpy as np
 
 from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
-from data_preprocessing.msd_presets import published_preset, with_window
-from data_preprocessing.topology import MIN_EDGE, Topology, nnunet_topology, nvidia_topology
+from data_preprocessing.msd_presets import Preset, published_preset, with_window
+from data_preprocessing.planners import Planner, PlannerOptions, check_options
+from data_preprocessing.topology import (
+    MIN_EDGE,
+    Topology,
+    nnunet_topology,
+    nvidia_topology,
+    with_blocks,
+)
 from utils.contracts import Dataset, Fingerprint, Plan, Shape, Spacing
 from utils.errors import DatasetError, UserError
-from utils.ranges import check_number
 
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 ANISOTROPY_LIMIT = 3.0  # ratio of spacings above which the slice axis gets a finer target spacing
 FINE_PERCENTILE = 10  # of the slice spacings, for such a dataset
 FINEST_MARGIN_MM = 1e-5  # keeps the slice axis the coarsest when it is held at the spacing of the others
@@ -26,32 +30,6 @@ LOWRES_STEP = 1.03  # factor of the spacing per step
 LOWRES_MIN_GAIN = 2.0  # fewer voxels by less than this are not worth a configuration
 MASKED_SIZE = 0.75  # median relative size after the crop below which z-scores use the non-zero mask
 NORMALISERS = {"ct": "ct_window", "nonorm": "identity", "rescale_to_0_1": "unit_range", "rgb_to_0_1": "rgb"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannerOptions:
-    """What the user may change about the plan."""
-
-    preset: Literal["nnunet", "nvidia"] = "nnunet"
-    """Rule of the stages and order of the preprocessing steps."""
-    msd_table: bool = True
-    """Preset nvidia: patch, spacing, batch size and CT window of a Decathlon dataset are the ones that NVIDIA
-    published for it. Off, they are planned from the data, as for every other dataset."""
-    gpu_memory_target_gb: float = 8.0
-    """Device memory [GB] that patch and batch size are planned for; a published table does not ask for it."""
-    overwrite_target_spacing: tuple[float, float, float] | None = None
-    """Voxel spacing [mm] as z y x to resample to, instead of the one of the rules."""
-    patch_size: tuple[int, int, int] | None = None
-    """Patch in voxels, slices first (1 H W in 2D), instead of the planned one."""
-    depth: int = 5
-    """Preset nvidia: number of poolings at most."""
-    min_fmap: int = 4
-    """Preset nvidia: no pooling leaves an edge below this many voxels."""
-
-    @property
-    def follows_table(self) -> bool:
-        """Whether published settings count, for a dataset that has some."""
-        return self.preset == "nvidia" and self.msd_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +68,7 @@ def plan_experiment(
     check_options(options, configuration)
     preset = published_preset(fingerprint, configuration) if options.follows_table else None
     if preset is not None:
-        options = replace(
-            options,
-            overwrite_target_spacing=options.overwrite_target_spacing or preset.spacing_mm,
-            patch_size=options.patch_size or preset.patch,
-        )
+        options = _with_published(options, preset)
     target = options.overwrite_target_spacing or target_spacing(fingerprint)
     axis_order = coarsest_first(target)
     full = _full_grid(fingerprint, target, axis_order)
@@ -121,6 +95,19 @@ def plan_experiment(
         preset=options.preset,
         ignore_label=ignore_label,
         batch_dice=batch_dice,
+        planner=options.planner_name,
+        encoder=options.chosen.encoder,
+        decoder_blocks=options.chosen.decoder_blocks,
+        resampling=options.interpolation,
+    )
+
+
+def _with_published(options: PlannerOptions, preset: Preset) -> PlannerOptions:
+    """The options with the published spacing and patch where they give none."""
+    return replace(
+        options,
+        overwrite_target_spacing=options.overwrite_target_spacing or preset.spacing_mm,
+        patch_size=options.patch_size or preset.patch,
     )
 
 
@@ -171,26 +158,6 @@ def _masked(normalisers: Sequence[str], relative_sizes: Sequence[float]) -> tupl
     return tuple(is_sparse and name == "z_score" for name in normalisers)
 
 
-def check_options(options: PlannerOptions, configuration: str) -> None:
-    """UserError for options that no plan of `configuration` can have, whatever the data."""
-    if configuration not in CONFIGURATIONS:
-        raise UserError(
-            f"No configuration is called {configuration!r}. Choose one of {list(CONFIGURATIONS)}."
-        )
-    check_number("gpu_memory_target_gb", options.gpu_memory_target_gb, above=0)
-    for edge_mm in options.overwrite_target_spacing or ():
-        check_number("overwrite_target_spacing", edge_mm, above=0)
-    check_number("depth", options.depth, least=1)
-    check_number("min_fmap", options.min_fmap, least=1)
-    for edge in options.patch_size or ():
-        check_number("patch_size", edge, least=1)
-    if options.patch_size and (options.patch_size[0] == 1) != (configuration == "2d"):
-        raise UserError(
-            f"--patch_size is {options.patch_size}, which does not fit configuration {configuration}: "
-            "a 2-D patch is 1 H W, a 3-D patch has more than one slice."
-        )
-
-
 def _full_grid(fingerprint: Fingerprint, target: Spacing, axis_order: Shape) -> Grid:
     """The median case at `target` (z, y, x), in planned axes."""
     spacings = np.asarray(fingerprint.spacings_mm, dtype=np.float64)
@@ -231,6 +198,7 @@ def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) 
 
 def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:
     """The largest patch of the grid's proportions whose smallest batch fits the device, with its stages."""
+    planner = options.chosen
     if options.patch_size is not None:
         topology = _given_patch(options.patch_size, grid, options)
     else:
@@ -244,11 +212,23 @@ def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:
         )
     batch_size = fitting_batch_size(
         topology.patch,
-        count_elements(topology.patch, topology.stages, grid.num_labels),
-        memory_gb=options.gpu_memory_target_gb,
+        _elements(topology, grid, planner),
+        planner.reference_for(topology.patch),
+        memory_gb=options.memory_gb,
         dataset_voxels=grid.dataset_voxels,
     )
-    return Fit(grid=grid, topology=topology, batch_size=batch_size)
+    return Fit(grid=grid, topology=with_blocks(topology, planner.blocks), batch_size=batch_size)
+
+
+def _elements(topology: Topology, grid: Grid, planner: Planner) -> int:
+    """What the planner's network for this patch counts in the estimate of memory."""
+    return count_elements(
+        topology.patch,
+        with_blocks(topology, planner.blocks).stages,
+        grid.num_labels,
+        encoder=planner.encoder,
+        decoder_blocks=planner.decoder_blocks,
+    )
 
 
 def initial_patch(grid: Grid) -> tuple[float, float, float]:
@@ -294,12 +274,10 @@ def low_resolution(full: Fit, options: PlannerOptions) -> Grid | None:
 
 
 def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -> Topology:
-    """Shorten the axis that covers most of the median case, by one divisor, until a batch of 2 fits."""
-    while exceeds_memory(
-        topology.patch,
-        count_elements(topology.patch, topology.stages, grid.num_labels),
-        options.gpu_memory_target_gb,
-    ):
+    """Shorten the axis that covers most of the median case, by one divisor, until the least batch fits."""
+    planner = options.chosen
+    reference = planner.reference_for(topology.patch)
+    while exceeds_memory(_elements(topology, grid, planner), reference, options.memory_gb):
         patch = topology.patch
         # The last axis wins a tie, as in nnU-Net; a flat patch has no first axis to shorten.
         axes = (1, 2) if patch[0] == 1 else (0, 1, 2)
@@ -310,7 +288,7 @@ def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -
             step = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm).divisor[axis]
         if patch[axis] - step < MIN_EDGE:
             raise UserError(
-                f"No patch fits --gpu_memory_target_gb {options.gpu_memory_target_gb}: {patch} voxels are "
+                f"No patch fits --gpu_memory_target_gb {options.memory_gb:g}: {patch} voxels are "
                 "too many, and a shorter patch has nothing left to pool. Raise --gpu_memory_target_gb."
             )
         topology = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm)

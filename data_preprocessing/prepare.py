@@ -109,7 +109,7 @@ def prepare_case(loaded: LoadedCase, plan: Plan, *, mode: Mode = "training") -> 
         target_mm=target_mm,
         to_whole=int if plan.preset == NVIDIA else round,
     )
-    coarse = coarse_axis(cropped.spacing_mm, target_mm)
+    coarse = coarse_axis(cropped.spacing_mm, target_mm, resampling=plan.resampling)
     image = _prepare_image(cropped, plan, new_shape, coarse)
     label = _training_label(cropped, plan, new_shape, coarse) if mode == "training" else None
     padding = geometry.padding_to(new_shape, plan.patch if mode == "training" else new_shape)
@@ -169,15 +169,18 @@ def with_foreground_channel(plan: Plan) -> Plan:
 def _prepare_image(cropped: CroppedCase, plan: Plan, new_shape: Shape, coarse: int | None) -> np.ndarray:
     """The normalised, resampled channels, and the foreground channel where the plan has one."""
     if plan.preset == NVIDIA:
-        resampled = resample_image(cropped.image, new_shape, coarse=coarse)
-        image = normalise(resampled, cropped.mask, plan)
+        image = normalise(_resampled(cropped.image, plan, new_shape, coarse), cropped.mask, plan)
     else:
-        image = resample_image(normalise(cropped.image, cropped.mask, plan), new_shape, coarse=coarse)
+        image = _resampled(normalise(cropped.image, cropped.mask, plan), plan, new_shape, coarse)
     if not plan.foreground_channel:
         return image
     # From the raw intensities: after normalisation zero no longer means empty.
     foreground = resample_label(cropped.mask.astype(np.int16), new_shape, coarse=coarse)
     return np.concatenate([image, foreground[None].astype(np.float32)])
+
+
+def _resampled(image: np.ndarray, plan: Plan, new_shape: Shape, coarse: int | None) -> np.ndarray:
+    return resample_image(image, new_shape, coarse=coarse, resampling=plan.resampling)
 
 
 def _training_label(cropped: CroppedCase, plan: Plan, new_shape: Shape, coarse: int | None) -> np.ndarray:
@@ -211,6 +214,7 @@ def _footprint(
         qform_code=loaded.qform_code,
         sform_code=loaded.sform_code,
         affine=tuple(tuple(float(value) for value in row) for row in loaded.affine),
+        resampling=plan.resampling,
     )
 
 

@@ -2,7 +2,8 @@
 
 Spline interpolation on a regular grid is separable, so each axis is one small matrix. The matrices come from
 `scipy.ndimage.zoom`, hence the values are those of scikit-image's `resize` with edge padding and no
-anti-aliasing, at the price of a few matrix products.
+anti-aliasing, at the price of a few matrix products. nnU-Net's torch variants interpolate images linearly:
+faster, and not as sharp.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ NEGLIGIBLE_WEIGHT = 1e-7  # a cubic spline weight falls by 0.27 per voxel; small
 BLOCK_ROWS = 64  # output rows per product, so that far zeros of the matrix are not multiplied
 HALF = 0.5 - 1e-5  # share that wins a voxel; the margin keeps exact ties independent of rounding
 IMAGE_ORDER, LABEL_ORDER = 3, 1
+CUBIC = "scipy"  # of the ways to resample images, the one that is not linear
+ALL_AXES = "torch"  # the one that never resamples an axis apart
 
 
 def resampled_shape(
@@ -40,11 +43,14 @@ def resampled_shape(
     return d, h, w
 
 
-def coarse_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
+def coarse_axis(spacing_mm: Spacing, target_mm: Spacing, *, resampling: str = CUBIC) -> int | None:
     """The axis to resample apart from its planes, or None where all three go together.
 
     The current spacing decides first, then the target; two or three axes that tie as coarsest do not count.
+    The way `ALL_AXES` of a plan's `resampling` has none.
     """
+    if resampling == ALL_AXES:
+        return None
     for spacing in (spacing_mm, target_mm):
         if max(spacing) / min(spacing) > ANISOTROPY_LIMIT:
             return spacing.index(max(spacing)) if spacing.count(max(spacing)) == 1 else None
@@ -116,22 +122,34 @@ def _stretch(volume: np.ndarray, new_shape: Shape, coarse: int | None) -> np.nda
     return np.take(volume, nearest_indices(volume.shape[coarse], new_shape[coarse]), axis=coarse)
 
 
-def resample_image(image: np.ndarray, new_shape: Shape, *, coarse: int | None = None) -> np.ndarray:
-    """Cubic spline interpolation of (C, D, H, W) to `new_shape`, float32.
+def resample_image(
+    image: np.ndarray, new_shape: Shape, *, coarse: int | None = None, resampling: str = CUBIC
+) -> np.ndarray:
+    """Interpolation of (C, D, H, W) to `new_shape`, float32: by a cubic spline, or linearly by torch.
 
-    Each channel is clipped to its own range, each plane to its own where `coarse` names an axis: the spline
-    must not invent intensities. Returned as it is where the shape does not change.
+    The spline must not invent intensities: it is clipped to the range of each channel, of each plane where
+    `coarse` names an axis. Returned as it is where the shape does not change.
     """
     if image.shape[1:] == tuple(new_shape):
         return image
     channels = []
     for channel in image:
         volume = np.ascontiguousarray(channel, dtype=np.float32)
+        if resampling != CUBIC:
+            channels.append(_resample_linearly(volume, new_shape, coarse))
+            continue
         kept = tuple(axis for axis in range(3) if axis != coarse)
         low, high = volume.min(axis=kept, keepdims=True), volume.max(axis=kept, keepdims=True)
         planes = _interpolate(volume, _plane_shape(as_shape(volume.shape), new_shape, coarse), IMAGE_ORDER)
         channels.append(_stretch(np.clip(planes, low, high), new_shape, coarse))
     return np.stack(channels)
+
+
+def _resample_linearly(volume: np.ndarray, new_shape: Shape, coarse: int | None) -> np.ndarray:
+    # Imported here: who resamples by splines does not wait for torch.
+    import torch
+
+    return resample_probability(torch.from_numpy(volume), new_shape, coarse=coarse).numpy()
 
 
 def resample_label(label: np.ndarray, new_shape: Shape, *, coarse: int | None = None) -> np.ndarray:
@@ -174,7 +192,7 @@ def _draw_label(label: np.ndarray, planes: np.ndarray, value: int) -> None:
 
 
 def resample_probability(probability: Tensor, new_shape: Shape, *, coarse: int | None = None) -> Tensor:
-    """Linear interpolation of one float (D, H, W) map, on the device it lies on."""
+    """Linear interpolation of one float (D, H, W) map, on the device it lies on: a probability's, mostly."""
     import torch
     from torch.nn import functional
 

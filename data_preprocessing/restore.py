@@ -81,7 +81,8 @@ def _coarse_axis(footprint: Footprint) -> int | None:
     )
     coarsest = max(d, h, w)
     planned = tuple(coarsest if coarsest / value < ROUNDING else value for value in (d, h, w))
-    return coarse_axis(footprint.oriented_spacing_mm, (planned[0], planned[1], planned[2]))
+    target_mm = (planned[0], planned[1], planned[2])
+    return coarse_axis(footprint.oriented_spacing_mm, target_mm, resampling=footprint.resampling)
 
 
 def _cropped_scores(scores: np.ndarray | Tensor, footprint: Footprint) -> Tensor:

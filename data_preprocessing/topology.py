@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from utils.contracts import Shape, Spacing, Stage
@@ -32,6 +32,15 @@ def total_stride(stages: Sequence[Stage]) -> Shape:
     """Product of the strides of all stages, per axis."""
     depth, height, width = (prod(stage.stride[axis] for stage in stages) for axis in range(3))
     return depth, height, width
+
+
+def with_blocks(topology: Topology, blocks: Sequence[int]) -> Topology:
+    """The topology with `blocks` per stage, finest first; the last number holds for all stages behind."""
+    stages = tuple(
+        replace(stage, num_blocks=blocks[min(level, len(blocks) - 1)])
+        for level, stage in enumerate(topology.stages)
+    )
+    return replace(topology, stages=stages)
 
 
 def max_channels_for(size: Sequence[float]) -> int:

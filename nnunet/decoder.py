@@ -17,7 +17,7 @@ KernelSource = Literal["skip", "below"]
 
 @final
 class Decoder(nn.Module):
-    """The ascending arm: transposed convolution, concatenation with the skip, two convolutions per stage.
+    """The ascending arm: transposed convolution, concatenation with the skip, `num_blocks` convolutions.
 
     `num_outputs` segmentation heads sit on the finest stages. In evaluation only the finest is computed.
     The convolutions have the kernel of the stage whose skip they join (nnU-Net), or, with `kernels_from`
@@ -31,6 +31,7 @@ class Decoder(nn.Module):
         num_outputs: int,
         style: BlockStyle,
         *,
+        num_blocks: int = 2,
         kernels_from: KernelSource = "skip",
     ) -> None:
         super().__init__()
@@ -43,7 +44,12 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(
             plain_stage(
                 2 * stages[level].channels,
-                replace(stages[level], kernel=stages[level + offset].kernel, stride=(1, 1, 1), num_blocks=2),
+                replace(
+                    stages[level],
+                    kernel=stages[level + offset].kernel,
+                    stride=(1, 1, 1),
+                    num_blocks=num_blocks,
+                ),
                 style,
             )
             for level in ascending

@@ -50,6 +50,7 @@ class MultiTaskUNet(nn.Module):
             plan.num_logits,
             architecture.num_outputs,
             style,
+            num_blocks=plan.decoder_blocks,
             kernels_from=architecture.decoder_kernels,
         )
         self.branch = self.class_stream = None

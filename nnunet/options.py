@@ -13,9 +13,10 @@ from utils.ranges import check_number
 class NetworkOptions:
     """The network around the planned stages."""
 
-    encoder: str = "plain"
+    encoder: str | None = None
     """What changes features: plain (the plan's number of convolutions per stage) or residual (as many blocks,
-    of two convolutions beside a skip), or attention_gated, whose branch has a stream of its own."""
+    of two convolutions beside a skip), or attention_gated, whose branch has a stream of its own; unset: as
+    planned, residual for a plan of a ResEnc planner, else plain."""
     branch: str = "roi_pooled"
     """What turns features into class logits: bottleneck, memory_query, multi_scale, roi_pooled, roi_scaled or
     simple, options behind a colon; none: no class."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_preprocessing.planning import Grid, PlannerOptions, fit_patch
+from data_preprocessing.planners import PlannerOptions
+from data_preprocessing.planning import Grid, fit_patch
 from data_preprocessing.topology import total_stride
 from nnunet.layout import arrange
 from nnunet.network import Architecture, MultiTaskUNet, output_shapes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 import psutil
 
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.planners import PlannerOptions
 from data_preprocessing.workers import prepare_cases
 from scripts import benchmark_record as records
 from scripts import preprocess_steps as steps

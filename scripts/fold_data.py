@@ -23,6 +23,7 @@ PREPARATION = (
     "intensity",
     "preset",
     "foreground_channel",
+    "resampling",
     "label_names",
     "ignore_label",
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_preprocessing.foreground import foreground_table
 from data_preprocessing.phantom import PhantomOptions, write_phantom
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.planners import PlannerOptions
 from scripts import preprocess
 from scripts.benchmark_network import made_plan
 from scripts.benchmark_options import BenchmarkOptions

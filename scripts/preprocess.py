@@ -11,7 +11,7 @@ from typing import Literal
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.planners import PlannerOptions
 from utils.command import run_command
 from utils.errors import DatasetError
 from utils.options import parse

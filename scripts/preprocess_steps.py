@@ -25,7 +25,8 @@ from data_preprocessing.manifest import (
 from data_preprocessing.msd_presets import PublishedTask, published_task
 from data_preprocessing.normalisers import NORMALISERS
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planning import PlannerOptions, check_options, plan_experiment, with_regions
+from data_preprocessing.planners import PlannerOptions, check_options
+from data_preprocessing.planning import plan_experiment, with_regions
 from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey

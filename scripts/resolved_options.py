@@ -45,6 +45,8 @@ def _of_loading(options: RunOptions, plan: Plan, parts: TrainingParts) -> Resolv
 def _of_learning(options: RunOptions, plan: Plan, parts: TrainingParts) -> Resolved:
     optimiser, network = options.optimiser, options.network
     schedule, found = build_schedule(optimiser), Resolved()
+    if network.encoder is None and not network.res_block:
+        found["encoder"] = (parts.module.architecture.encoder, "plan")
     if not network.filters and not network.more_chn:
         is_planned = network.depth is None and network.min_fmap is None
         source = "plan" if is_planned else "NVIDIA's rule"

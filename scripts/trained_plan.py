@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.memory_budget import RESIDUAL
+from data_preprocessing.planners import PlannerOptions
 from data_preprocessing.topology import nvidia_topology
 from nnunet.network import Architecture, default_outputs
 from nnunet.options import NetworkOptions
@@ -13,7 +14,6 @@ from utils.contracts import Plan, Shape
 from utils.errors import UserError
 
 MORE_CHANNELS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)  # --more_chn, as NVIDIA had it
-REPLACEABLE_ENCODERS = ("plain", "residual")  # those that --res_block may stand beside
 
 
 def trained_plan(plan: Plan, options: NetworkOptions) -> Plan:
@@ -31,7 +31,7 @@ def architecture_of(options: NetworkOptions, plan: Plan) -> Architecture:
     The nvidia preset brings that network's convolutions: without bias, the decoder's kernels from below.
     """
     return Architecture(
-        encoder=_encoder(options),
+        encoder=_encoder(options, plan),
         branch=options.branch,
         norm=options.norm,
         negative_slope=options.negative_slope,
@@ -96,16 +96,18 @@ def _filters(options: NetworkOptions) -> tuple[int, ...]:
     return MORE_CHANNELS
 
 
-def _encoder(options: NetworkOptions) -> str:
-    """--encoder, or what --res_block is short for."""
+def _encoder(options: NetworkOptions, plan: Plan) -> str:
+    """--encoder, or what --res_block is short for, or that of the plan."""
+    if not options.res_block:
+        return options.encoder or plan.encoder
+    if options.encoder is None:
+        return RESIDUAL
     name = options.encoder.partition(":")[0]
-    if not options.res_block or name == "residual":
-        return options.encoder
-    if name not in REPLACEABLE_ENCODERS:
+    if name != RESIDUAL:
         raise UserError(
             f"--res_block is short for --encoder residual, but --encoder is {name}. Give one of the two."
         )
-    return "residual"
+    return options.encoder
 
 
 def _num_outputs(options: NetworkOptions, plan: Plan) -> int:

@@ -88,7 +88,10 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One resolution level of the U-Net; a flat kernel or stride has a 1 on the first axis."""
+    """One resolution level of the U-Net; a flat kernel or stride has a 1 on the first axis.
+
+    `num_blocks` counts the encoder's convolutions, in a residual encoder its blocks of two.
+    """
 
     channels: int
     kernel: Shape
@@ -130,6 +133,10 @@ class Plan:
     regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
     batch_dice: bool = False
+    planner: str = "default"  # who made it: default, resenc_m, resenc_l or resenc_xl
+    encoder: str = "plain"  # the network that stages, patch and batch were planned for
+    decoder_blocks: int = 2  # convolutions per stage of the decoder
+    resampling: str = "scipy"  # of images: scipy, torch or torch_sepz
 
     @property
     def num_logits(self) -> int:
@@ -165,6 +172,7 @@ class Footprint:
     qform_code: int
     sform_code: int
     affine: tuple[tuple[float, ...], ...]
+    resampling: str = "scipy"  # as in the plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

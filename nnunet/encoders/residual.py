@@ -27,8 +27,8 @@ UNIT = (1, 1, 1)
 class Residual(Encoder):
     """A stem of one convolution, then `stage.num_blocks` residual blocks of two convolutions per stage.
 
-    A default plan has 2 of them in every stage, so twice the convolutions of the plain encoder; the ResEnc
-    presets plan 1, 3, 4, 6, 6, 6.
+    The default planner has 2 of them in every stage, so twice the convolutions of the plain encoder; those of
+    the ResEnc presets plan 1, 3, 4, 6, 6, 6, and such a plan asks for this encoder by itself.
     """
 
     name: ClassVar[str] = "residual"

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from data_preprocessing.manifest import (
     rules_hash,
     start_manifest,
 )
-from data_preprocessing.planning import PlannerOptions
+from data_preprocessing.planners import PlannerOptions
 from utils.contracts import IntensityStats, Plan, RawCase, Stage
 from utils.errors import DatasetError
 
@@ -139,9 +140,30 @@ def test_the_patch_matters_where_volumes_are_padded_to_it() -> None:
     assert rules_hash(PLAN, mode="val") == rules_hash(larger, mode="val")
 
 
+def hashed(**options: Any) -> str:
+    return planner_hash(PlannerOptions(**options), configuration="2d", foreground_channel=False)
+
+
 def test_every_planner_option_asks_for_a_new_plan() -> None:
-    hashes = {
-        planner_hash(options, configuration="2d", foreground_channel=False)
-        for options in (PlannerOptions(), PlannerOptions(preset="nvidia"), PlannerOptions(depth=3))
-    }
-    assert len(hashes) == 3
+    options = ({}, {"preset": "nvidia"}, {"depth": 3}, {"planner": "resenc_m"}, {"resampling": "torch"})
+    assert len({hashed(**changes) for changes in options}) == 5
+
+
+def test_another_spelling_of_the_same_options_does_not() -> None:
+    assert hashed(gpu_memory_target_gb=8.0, planner="ExperimentPlanner", resampling="scipy") == hashed()
+    assert hashed(planner="nnUNetPlannerResEncL", gpu_memory_target_gb=24.0) == hashed(planner="resenc_l")
+    assert hashed(planner="nnUNetPlanner_torchres") == hashed(resampling="torch")
+
+
+def test_plans_and_cases_of_programs_without_named_planners_stay_valid() -> None:
+    # Both as such a program wrote them.
+    assert hashed() == "db88ca86320fe2f26179794fef1cf6b31d4ca5ea6be0a05a2e19b62ca7b6b2bc"
+    assert (
+        rules_hash(PLAN, mode="training")
+        == "761d04213e07af219ed63c667231f7736138e65d0812f740eb0e356e023f27a5"
+    )
+
+
+def test_another_way_to_resample_redoes_every_case() -> None:
+    torch = replace(PLAN, resampling="torch")
+    assert rules_hash(PLAN, mode="training") != rules_hash(torch, mode="training")

@@ -12,7 +12,8 @@ from data_preprocessing.dataset import read_dataset
 from data_preprocessing.geometry import to_planned_axes
 from data_preprocessing.msd_presets import published_task
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planning import PlannerOptions, plan_experiment
+from data_preprocessing.planners import PlannerOptions
+from data_preprocessing.planning import plan_experiment
 from data_preprocessing.prepare import crop_case
 from data_preprocessing.topology import total_stride
 from nnunet.network import Architecture, MultiTaskUNet

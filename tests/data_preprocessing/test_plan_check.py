@@ -50,6 +50,19 @@ def test_a_plan_survives_an_edit_of_its_file(tmp_path: Path) -> None:
     assert plan == replace(good_plan(), batch_size=7)
 
 
+def test_a_plan_of_an_older_program_is_of_the_default_planner(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_json(path, good_plan())
+    older = read_json(path)
+    for name in ("planner", "encoder", "decoder_blocks", "resampling"):
+        del older[name]
+    write_json(path, older)
+    plan = read_record(Plan, path)
+    assert plan == replace(
+        good_plan(), planner="default", encoder="plain", decoder_blocks=2, resampling="scipy"
+    )
+
+
 def with_stage(level: int, **changes: Any) -> Plan:
     stages = list(good_plan().stages)
     stages[level] = replace(stages[level], **changes)
@@ -71,6 +84,11 @@ def with_stage(level: int, **changes: Any) -> Plan:
         (with_stage(0, stride=(1, 2, 2)), r"stages\[0\].stride is \(1, 2, 2\)"),
         (with_stage(1, stride=(0, 2, 2)), r"stages\[1\].stride is \(0, 2, 2\)"),
         (with_stage(1, kernel=(2, 3, 3)), r"stages\[1\].kernel is \(2, 3, 3\); every edge must be odd"),
+        (replace(good_plan(), decoder_blocks=0), "decoder_blocks is 0"),
+        (
+            replace(good_plan(), resampling="cubic"),
+            r"resampling is 'cubic'; choose one of \['scipy', 'torch'",
+        ),
         (with_stage(2, channels=0), r"stages\[2\] has channels 0"),
         (replace(good_plan(), patch=(1, 32, 32), configuration="2d"), "set the first number of both to 1"),
         (replace(good_plan(), normalisers=("ct_window", "z_score")), "normalisers has 2 entries"),

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from data_preprocessing import memory_budget
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planning import PlannerOptions, coarsest_first, plan_experiment, target_spacing
+from data_preprocessing.planners import KNOWN_AS, PlannerName, PlannerOptions
+from data_preprocessing.planning import coarsest_first, plan_experiment, target_spacing
 from utils.contracts import Fingerprint, IntensityStats, Plan, Shape, Spacing
 from utils.errors import DatasetError, UserError
 
@@ -47,7 +49,7 @@ def pools(planned: Plan) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A dataset and the plan that nnU-Net's default planner makes for it."""
+    """A dataset and the plan that a planner of nnU-Net makes for it."""
 
     source: Fingerprint
     configuration: str
@@ -55,6 +57,10 @@ class Golden:
     batch_size: int
     pools: Shape
     flat_stages: int = 0
+    planner: PlannerName = "default"
+
+    def plan(self) -> Plan:
+        return plan(self.source, self.configuration, PlannerOptions(planner=self.planner))
 
 
 HIPPOCAMPUS = fingerprint((1, 1, 1), (36, 50, 35), num_cases=260)
@@ -130,10 +136,38 @@ GOLDEN = {
 }
 
 
+def golden_3d(
+    source: Fingerprint, planner: PlannerName, patch: Shape, batch_size: int, pools: Shape, flat: int = 0
+) -> Golden:
+    return Golden(
+        source=source,
+        configuration="3d_fullres",
+        planner=planner,
+        patch=patch,
+        batch_size=batch_size,
+        pools=pools,
+        flat_stages=flat,
+    )
+
+
+GOLDEN |= {
+    "hippocampus_3d_m": golden_3d(HIPPOCAMPUS, "resenc_m", (40, 56, 40), 9, (3, 3, 3)),
+    "hippocampus_3d_l": golden_3d(HIPPOCAMPUS, "resenc_l", (40, 56, 40), 9, (3, 3, 3)),
+    "hippocampus_3d_xl": golden_3d(HIPPOCAMPUS, "resenc_xl", (40, 56, 40), 9, (3, 3, 3)),
+    "brain_3d_l": golden_3d(BRAIN, "resenc_l", (160, 192, 160), 3, (5, 5, 5)),
+    "brain_3d_xl": golden_3d(BRAIN, "resenc_xl", (160, 192, 160), 5, (5, 5, 5)),
+    "abdomen_3d_l": golden_3d(ABDOMEN, "resenc_l", (96, 224, 224), 2, (4, 5, 5), flat=1),
+    "abdomen_3d_xl": golden_3d(ABDOMEN, "resenc_xl", (128, 256, 256), 2, (5, 6, 6), flat=1),
+    "liver_3d_m": golden_3d(LIVER, "resenc_m", (128, 128, 128), 2, (5, 5, 5)),
+    "liver_3d_l": golden_3d(LIVER, "resenc_l", (192, 192, 192), 2, (5, 5, 5)),
+    "liver_3d_xl": golden_3d(LIVER, "resenc_xl", (224, 256, 224), 2, (5, 5, 5)),
+}
+
+
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_default_plan_is_that_of_nnunet(name: str) -> None:
+def test_the_plan_is_that_of_nnunet(name: str) -> None:
     golden = GOLDEN[name]
-    planned = plan(golden.source, golden.configuration)
+    planned = golden.plan()
     assert planned.patch == golden.patch
     assert planned.batch_size == golden.batch_size
     assert pools(planned) == golden.pools
@@ -142,14 +176,71 @@ def test_the_default_plan_is_that_of_nnunet(name: str) -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_only_the_first_kernels_are_flat(name: str) -> None:
     golden = GOLDEN[name]
-    kernels = [stage.kernel for stage in plan(golden.source, golden.configuration).stages]
+    kernels = [stage.kernel for stage in golden.plan().stages]
     full = len(kernels) - golden.flat_stages
     assert kernels == [(1, 3, 3)] * golden.flat_stages + [(3, 3, 3)] * full
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_plan_passes_the_check_for_edited_plans(name: str) -> None:
-    validate_plan(plan(GOLDEN[name].source, GOLDEN[name].configuration))
+    validate_plan(GOLDEN[name].plan())
+
+
+@pytest.mark.parametrize(
+    ("configuration", "planner", "uncapped"),
+    [
+        ("3d_fullres", "resenc_m", 58),
+        ("3d_fullres", "resenc_l", 178),
+        ("3d_fullres", "resenc_xl", 183),
+        ("2d", "resenc_m", 1618),
+        ("2d", "resenc_l", 4554),
+        ("2d", "resenc_xl", 6711),
+    ],
+)
+def test_a_batch_keeps_to_a_twentieth_of_the_dataset_where_nnunets_residual_planners_do_not(
+    monkeypatch: pytest.MonkeyPatch, configuration: str, planner: PlannerName, uncapped: int
+) -> None:
+    options = PlannerOptions(planner=planner)
+    capped = GOLDEN["hippocampus_2d" if configuration == "2d" else "hippocampus_3d"].batch_size
+    assert plan(HIPPOCAMPUS, configuration, options).batch_size == capped
+    # nnU-Net's own planners of these names let one batch hold the whole dataset.
+    monkeypatch.setattr(memory_budget, "MAX_DATASET_SHARE", 1.0)
+    assert plan(HIPPOCAMPUS, configuration, options).batch_size == uncapped
+
+
+def test_a_plan_says_what_network_it_is_for() -> None:
+    plain, residual = plan(LIVER), plan(LIVER, options=PlannerOptions(planner="resenc_m"))
+    assert (plain.planner, plain.encoder, plain.decoder_blocks) == ("default", "plain", 2)
+    assert [stage.num_blocks for stage in plain.stages] == [2, 2, 2, 2, 2, 2]
+    assert (residual.planner, residual.encoder, residual.decoder_blocks) == ("resenc_m", "residual", 1)
+    assert [stage.num_blocks for stage in residual.stages] == [1, 3, 4, 6, 6, 6]
+
+
+@pytest.mark.parametrize("theirs", KNOWN_AS)
+def test_nnunets_names_make_the_same_plans(theirs: PlannerName) -> None:
+    ours, resampling = KNOWN_AS[theirs]
+    expected = plan(BRAIN, options=PlannerOptions(planner=ours, resampling=resampling))  # pyright: ignore
+    assert plan(BRAIN, options=PlannerOptions(planner=theirs)) == expected
+    assert expected.resampling == {"torchres": "torch", "sepz": "torch_sepz"}.get(
+        theirs.split("_")[-1], "scipy"
+    )
+
+
+def test_an_option_says_how_to_resample_before_the_planners_name_does() -> None:
+    options = PlannerOptions(planner="nnUNetPlanner_torchres", resampling="scipy")
+    assert plan(BRAIN, options=options).resampling == "scipy"
+
+
+@pytest.mark.parametrize(("planner", "memory_gb"), [("resenc_l", 24.0), ("resenc_xl", 40.0)])
+def test_the_memory_of_a_planner_is_its_own_unless_it_is_given(
+    planner: PlannerName, memory_gb: float
+) -> None:
+    unset = plan(LIVER, options=PlannerOptions(planner=planner))
+    assert unset == plan(LIVER, options=PlannerOptions(planner=planner, gpu_memory_target_gb=memory_gb))
+    tight = plan(LIVER, options=PlannerOptions(planner=planner, gpu_memory_target_gb=8.0))
+    assert tight.patch < unset.patch
+    # 1.25 times the 557 million of 128^3 are 697: within 8/24 of 2.1e9 and 8/40 of 3.6e9, not within 680e6.
+    assert tight.patch == (128, 160, 128)
 
 
 def test_channels_double_up_to_320_in_3d_and_512_in_2d() -> None:

@@ -9,7 +9,7 @@ import pytest
 from data_preprocessing import geometry
 from data_preprocessing.cases import LoadedCase
 from data_preprocessing.prepare import prepare_case, with_foreground_channel, write_prepared
-from data_preprocessing.restore import restore_label
+from data_preprocessing.restore import restore_label, restore_map
 from utils.contracts import IntensityStats, Plan, RawCase, Stage
 from utils.prepared_folder import complete_case_ids, list_prepared, read_prepared_case
 from utils.storage import read_array
@@ -120,6 +120,31 @@ def test_spacing_decides_the_planned_shape() -> None:
     arrays = prepare_case(scan(spacing_mm=(2.0, 1.0, 1.0)), PLAN)
     assert arrays.image.shape == (1, 4, 5, 12)
     assert arrays.footprint.oriented_spacing_mm == (1.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("way", ["scipy", "torch", "torch_sepz"])
+def test_the_way_back_takes_axes_apart_as_the_way_there_did(way: str) -> None:
+    plan = replace(PLAN, resampling=way)
+    arrays = prepare_case(scan(spacing_mm=(1.0, 1.0, 4.0)), plan)  # 16 slices on the planned grid
+    assert arrays.footprint.resampling == way
+    # A ramp along the slices returns in steps of whole slices only where slices were taken apart.
+    ramp = np.broadcast_to(np.arange(16, dtype=np.float32)[:, None, None], arrays.image.shape[1:])
+    restored = restore_map(ramp, arrays.footprint)[3, 3, 1:5]
+    whole = restored == np.round(restored)
+    assert whole.all() == (way != "torch")
+
+
+def test_torch_interpolates_between_slices_that_the_others_repeat() -> None:
+    loaded = scan(spacing_mm=(1.0, 1.0, 5.0))
+    images = {
+        way: prepare_case(loaded, replace(PLAN, resampling=way)).image[0]
+        for way in ("scipy", "torch", "torch_sepz")
+    }
+    assert {way: (image[:5] == image[:1]).all() for way, image in images.items()} == {
+        "scipy": True,
+        "torch": False,
+        "torch_sepz": True,
+    }
 
 
 def test_a_one_slice_patch_keeps_the_slices() -> None:

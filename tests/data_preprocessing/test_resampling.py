@@ -123,3 +123,26 @@ def test_probabilities_are_linear_in_between() -> None:
 def test_probabilities_step_along_a_coarse_axis() -> None:
     probability = torch.tensor([0.0, 1.0]).reshape(2, 1, 1)
     assert resample_probability(probability, (4, 1, 1), coarse=0).flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("old", "new"), SHAPES)
+def test_torch_resamples_images_as_the_linear_map_of_scipy(old: tuple, new: tuple) -> None:
+    volume = np.random.default_rng(0).normal(0, 1, old).astype(np.float32)
+    result = resample_image(volume[None], new, resampling="torch")
+    np.testing.assert_allclose(result[0], zoomed(volume, new, order=1), atol=1e-4)
+    assert result.dtype == np.float32
+    assert not np.allclose(result, resample_image(volume[None], new), atol=0.05)
+
+
+def test_torch_keeps_a_coarse_axis_apart_where_it_is_named() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    result = resample_image(image, (6, 5, 5), coarse=0, resampling="torch_sepz")
+    np.testing.assert_array_equal(result[0, 0::2], result[0, 1::2])
+
+
+def test_only_torch_without_a_rule_for_it_takes_all_axes_together() -> None:
+    axes = [
+        coarse_axis((5.0, 1.0, 1.0), (1.0, 1.0, 1.0), resampling=way)
+        for way in ("scipy", "torch", "torch_sepz")
+    ]
+    assert axes == [0, None, 0]

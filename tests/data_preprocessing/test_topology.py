@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from data_preprocessing.topology import nnunet_topology, nvidia_stages, nvidia_topology, total_stride
+from data_preprocessing.topology import (
+    nnunet_topology,
+    nvidia_stages,
+    nvidia_topology,
+    total_stride,
+    with_blocks,
+)
 from utils.contracts import Shape, Spacing, Stage
 
 Flat = tuple[int, ...]
@@ -204,3 +210,10 @@ def test_a_flat_patch_has_flat_kernels_and_strides() -> None:
 def test_the_bottleneck_kernel_is_full_although_the_axis_was_never_near() -> None:
     stages = nnunet_topology((6, 16, 16), (9.0, 1.0, 1.0)).stages
     assert [stage.kernel for stage in stages] == [(1, 3, 3), (1, 3, 3), (3, 3, 3)]
+
+
+def test_the_last_number_of_blocks_holds_for_all_stages_behind() -> None:
+    topology = nnunet_topology((64, 64, 64), (1.0, 1.0, 1.0))
+    changed = with_blocks(topology, (1, 3, 4))
+    assert [stage.num_blocks for stage in changed.stages] == [1, 3, 4, 4, 4]
+    assert changed.patch == topology.patch

@@ -51,16 +51,17 @@ def test_there_is_one_head_per_supervised_size(make_plan: Callable[..., Plan], n
     assert len(decoder.heads) == num_outputs
 
 
-def test_every_stage_has_two_convolutions_of_stride_one() -> None:
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_every_stage_has_so_many_convolutions_of_stride_one(num_blocks: int) -> None:
     stages = (
         Stage(channels=4, kernel=(3, 3, 3), stride=(1, 1, 1), num_blocks=1),
         Stage(channels=6, kernel=(3, 3, 3), stride=(2, 2, 2), num_blocks=4),
         Stage(channels=8, kernel=(3, 3, 3), stride=(2, 2, 2), num_blocks=6),
     )
-    decoder = Decoder(stages, 2, 1, STYLE)
+    decoder = Decoder(stages, 2, 1, STYLE, num_blocks=num_blocks)
     convolutions = [part for part in decoder.stages.modules() if isinstance(part, nn.Conv3d)]
-    assert [part.stride for part in convolutions] == [(1, 1, 1)] * 4
-    assert [part.in_channels for part in convolutions] == [12, 6, 8, 4]
+    assert [part.stride for part in convolutions] == [(1, 1, 1)] * 2 * num_blocks
+    assert [part.in_channels for part in convolutions] == [[12, 8], [12, 6, 8, 4]][num_blocks - 1]
 
 
 def test_kernels_come_from_the_skip_or_from_below(make_plan: Callable[..., Plan]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from data_preprocessing.topology import nvidia_stages
+from data_preprocessing.topology import nnunet_topology, nvidia_stages, with_blocks
 from nnunet.network import Architecture, MultiTaskUNet, default_outputs, output_shapes
 from utils.contracts import Plan, Shape, Spacing, Stage
 
@@ -76,6 +76,26 @@ def test_the_network_of_nvidias_rule_has_the_published_size(
         network = MultiTaskUNet(plan, architecture)
     count = sum(weight.numel() for weight in network.parameters())
     assert round(count / 1e6, 2) == given.millions
+
+
+@pytest.mark.parametrize(
+    ("encoder", "blocks", "decoder_blocks", "parameters"),
+    [("plain", (2,), 2, 31_196_399), ("residual", (1, 3, 4, 6), 1, 102_350_575)],
+)
+def test_the_network_of_nnunets_rule_has_its_size(
+    make_plan: Callable[..., Plan],
+    encoder: str,
+    blocks: tuple[int, ...],
+    decoder_blocks: int,
+    parameters: int,
+) -> None:
+    topology = with_blocks(nnunet_topology((128, 128, 128), (1.0, 1.0, 1.0)), blocks)
+    plan = make_plan(patch=topology.patch, stages=topology.stages, decoder_blocks=decoder_blocks)
+    # nnU-Net builds a head for every stage of the decoder.
+    architecture = Architecture(encoder=encoder, branch="none", num_outputs=len(plan.stages) - 1)
+    with torch.device("meta"):
+        network = MultiTaskUNet(plan, architecture)
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -191,6 +191,7 @@ def test_two_stages_have_no_lower_output(make_plan: Callable[..., Plan]) -> None
         (NetworkOptions(res_block=True), "residual"),
         (NetworkOptions(res_block=True, encoder="residual"), "residual"),
         (NetworkOptions(encoder="residual"), "residual"),
+        (NetworkOptions(encoder="attention_gated:heads=2"), "attention_gated:heads=2"),
     ],
 )
 def test_res_block_is_short_for_the_residual_encoder(
@@ -199,10 +200,19 @@ def test_res_block_is_short_for_the_residual_encoder(
     assert architecture_of(options, make_plan()).encoder == encoder
 
 
+@pytest.mark.flag("encoder")
+def test_an_unset_encoder_is_that_of_the_plan(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(encoder="residual")
+    assert architecture_of(NetworkOptions(), plan).encoder == "residual"
+    assert architecture_of(NetworkOptions(encoder="plain"), plan).encoder == "plain"
+
+
 @pytest.mark.flag("res_block")
 def test_res_block_beside_another_encoder_is_refused(make_plan: Callable[..., Plan]) -> None:
-    with pytest.raises(UserError, match="short for --encoder residual, but --encoder is attention_gated"):
-        architecture_of(NetworkOptions(res_block=True, encoder="attention_gated:heads=2"), make_plan())
+    for encoder in ("plain", "attention_gated:heads=2"):
+        name = encoder.partition(":")[0]
+        with pytest.raises(UserError, match=f"short for --encoder residual, but --encoder is {name}"):
+            architecture_of(NetworkOptions(res_block=True, encoder=encoder), make_plan())
 
 
 def test_the_nvidia_preset_brings_its_convolutions(make_plan: Callable[..., Plan]) -> None:

@@ -356,6 +356,26 @@ def test_less_memory_plans_a_smaller_patch(data: Path) -> None:
     assert np.prod(little.patch) * little.batch_size < np.prod(plenty.patch) * plenty.batch_size
 
 
+def test_the_memory_has_nnunets_name_too(data: Path) -> None:
+    little = read_plan(prepare(data, "--gpu_memory_target_gb", "0.02"))
+    named = prepare(data, "--gpu_memory_target", "0.02", "--results", str(data.parent / "named"))
+    assert read_plan(named) == little
+
+
+@pytest.mark.flag("preprocess:resampling")
+def test_images_can_be_resampled_linearly(data: Path) -> None:
+    finer = ["--overwrite_target_spacing", "0.8", "0.8", "0.8", "--dtype", "float32"]
+    cubic = prepare(data, *finer)
+    linear = prepare(data, *finer, "--resampling", "torch", "--results", str(data.parent / "linear"))
+    assert read_plan(linear).resampling == "torch"
+    first, second = (read_array(list_prepared(folder)[0].image) for folder in (cubic, linear))
+    assert first.shape == second.shape
+    assert second.std() < 0.97 * first.std()  # interpolated noise is smoother between the voxels
+    before = times(linear)
+    prepare(data, *finer, "--resampling", "scipy", "--results", str(data.parent / "linear"))
+    assert all(times(linear)[name] != before[name] for name in before)
+
+
 @pytest.mark.flag("preprocess:depth", "preprocess:min_fmap")
 @pytest.mark.parametrize(("flags", "stages"), [([], 3), (["--depth", "1"], 2), (["--min_fmap", "8"], 2)])
 def test_depth_and_smallest_map_limit_the_stages(data: Path, flags: list[str], stages: int) -> None:

@@ -136,7 +136,7 @@ def parse_header(head: bytes, path: Path) -> VolumeHeader:
         slope=slope if is_scaled else 1.0,
         inter=inter if is_scaled else 0.0,
         affine=affine,
-        spacing_mm=_spacing_of(affine),
+        spacing_mm=spacing_of(affine),
         qform_code=max(int(fields["qform_code"]), 0),
         sform_code=max(int(fields["sform_code"]), 0),
         remarks=tuple(remarks),
@@ -241,18 +241,18 @@ def _affine(fields: Any, shape: tuple[int, ...], path: Path, remarks: list[Fault
         affine = np.vstack([fields["srow"].astype(np.float64), [0, 0, 0, 1]])
     else:
         spacing = fields["pixdim"][1:4].astype(np.float64)
-        _check_spacing(np.abs(spacing), path)
+        check_spacing(np.abs(spacing), path)
         if (spacing < 0).any():
             what = f"the spacing {_numbers(spacing)} has a negative entry; its absolute value is used."
             remarks.append(make_fault("W203", path, what, "write the file again with positive spacing."))
-        affine = qform if int(fields["qform_code"]) > 0 else _base_affine(np.abs(spacing), shape)
-    _check_affine(affine, path)
+        affine = qform if int(fields["qform_code"]) > 0 else base_affine(np.abs(spacing), shape)
+    check_affine(affine, path)
     if int(fields["sform_code"]) > 0 and int(fields["qform_code"]) > 0:
         remarks.extend(_form_disagreement(affine, qform, shape, path))
     return affine
 
 
-def _base_affine(spacing_mm: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def base_affine(spacing_mm: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Neither form has a code: x runs to the left, the origin is the centre (the Analyze convention)."""
     scale = np.array([-1.0, 1.0, 1.0]) * spacing_mm
     affine = np.diag([*scale, 1.0])
@@ -293,7 +293,8 @@ def corner_distance_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, 
     return float(np.sqrt((shift[:3] ** 2).sum(axis=0)).max())
 
 
-def _spacing_of(affine: np.ndarray) -> Spacing:
+def spacing_of(affine: np.ndarray) -> Spacing:
+    """Lengths of the columns of a 4 x 4 affine, in millimetres."""
     x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     return float(x), float(y), float(z)
 
@@ -302,7 +303,8 @@ def _numbers(values: np.ndarray) -> str:
     return " x ".join(f"{value:.6g}" for value in values)
 
 
-def _check_spacing(spacing_mm: np.ndarray, path: Path) -> None:
+def check_spacing(spacing_mm: np.ndarray, path: Path) -> None:
+    """VolumeError unless each entry is a length in millimetres that a scan can have."""
     # Written so that NaN fails too.
     if not ((spacing_mm > MIN_SPACING_MM) & (spacing_mm < MAX_SPACING_MM)).all():
         raise _refuse(
@@ -314,7 +316,8 @@ def _check_spacing(spacing_mm: np.ndarray, path: Path) -> None:
         )
 
 
-def _check_affine(affine: np.ndarray, path: Path) -> None:
+def check_affine(affine: np.ndarray, path: Path) -> None:
+    """VolumeError unless the affine is finite, invertible and without shear, with a usable spacing."""
     if not np.isfinite(affine).all():
         raise _refuse(
             "E210",
@@ -322,8 +325,8 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
             f"the affine is not finite: {affine[:3].round(3).tolist()}.",
             "write the true orientation into the header.",
         )
-    spacing = np.array(_spacing_of(affine))
-    _check_spacing(spacing, path)
+    spacing = np.array(spacing_of(affine))
+    check_spacing(spacing, path)
     directions = affine[:3, :3] / spacing
     cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
     if cosine > SHEAR_LIMIT:

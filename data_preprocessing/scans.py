@@ -1,4 +1,4 @@
-"""A file or a folder to predict -> the cases in it."""
+"""A file or a folder to predict -> the cases in it; a folder may hold DICOM series instead of image files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from data_preprocessing.case_files import (
     is_junk,
     split_ending,
 )
+from data_preprocessing.dicom_folders import find_dicom, folder_id, series_ids
 from data_preprocessing.faults import DatasetFaults, make_fault
+from data_preprocessing.formats.dicom import is_dicom
 from utils.contracts import RawCase
 from utils.errors import Fault
 
@@ -20,15 +22,14 @@ from utils.errors import Fault
 def read_scans(source: Path, num_channels: int) -> tuple[RawCase, ...]:
     """The cases to predict: one file, or every scan in a folder.
 
-    A case is `name.nii.gz`, or `name_0000.nii.gz`, `name_0001.nii.gz`, ... with one file per channel. Raises
-    DatasetFaults if there is none, if channels are missing, or if two files claim the same case.
+    A case is `name.nii.gz`, or `name_0000.nii.gz`, `name_0001.nii.gz`, ... with one file per channel. Without
+    any such file, every DICOM series in the folder and below it is a case. Raises DatasetFaults if there is
+    none, if channels are missing, or if two files claim the same case.
     """
     faults: list[Fault] = []
     files = _scan_files(source, num_channels)
     if not files:
-        what = "there is no image here." if source.exists() else "the path does not exist."
-        fix = f"give a file, or a folder of files, that end with {', '.join(SCAN_ENDINGS)}."
-        raise DatasetFaults([make_fault("E109", source, what, fix)])
+        return _dicom_cases(source, num_channels)
     cases: list[RawCase] = []
     for case_id, channels in _scan_groups(files, num_channels, faults).items():
         faults.extend(_scan_channel_faults(case_id, channels, num_channels))
@@ -40,6 +41,36 @@ def read_scans(source: Path, num_channels: int) -> tuple[RawCase, ...]:
     if faults:
         raise DatasetFaults(faults)
     return tuple(cases)
+
+
+def _dicom_cases(source: Path, num_channels: int) -> tuple[RawCase, ...]:
+    """One case per series of a folder, or the series of one file; an image is named by its first file."""
+    if source.is_file() and is_dicom(source):
+        named = {folder_id(source.parent, source.parent): source}
+    else:
+        content = find_dicom(source)
+        if not content.images:
+            raise DatasetFaults([_nothing_here(source, len(content.masks) + content.others)])
+        files = [series.files[0] for series in content.images]
+        named = dict(zip(series_ids(content.images, source), files, strict=True))
+    if num_channels != 1:
+        what = f"the model needs {num_channels} channels, and which DICOM series is which is not known."
+        fix = (
+            "convert them with scripts/convert_dicom.py and name them case_0000.nii.gz, case_0001.nii.gz, ..."
+        )
+        raise DatasetFaults([make_fault("E112", source, what, fix)])
+    return tuple(
+        RawCase(case_id=case_id, patient_id=case_id, images=(file,)) for case_id, file in named.items()
+    )
+
+
+def _nothing_here(source: Path, num_others: int) -> Fault:
+    what = "there is no image here." if source.exists() else "the path does not exist."
+    if num_others:
+        what = f"{num_others} DICOM objects lie here, but no image series."
+    endings = ", ".join(SCAN_ENDINGS)
+    fix = f"give a file, or a folder of files, that end with {endings}, or a folder of DICOM files."
+    return make_fault("E109", source, what, fix)
 
 
 def _scan_files(source: Path, num_channels: int) -> list[Path]:

@@ -11,8 +11,8 @@
 
 _setup_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-_RUN_PACKAGES="torch nvidia.dali pytorch_lightning numpy nibabel sklearn scipy isal tyro joblib rich jinja2 matplotlib psutil numba google_crc32c"
-_DEV_PACKAGES="pytest xdist ruff pyright nbclient ipykernel nbformat"
+_RUN_PACKAGES="torch nvidia.dali pytorch_lightning numpy nibabel nrrd tifffile PIL pydicom sklearn scipy isal tyro joblib rich jinja2 matplotlib psutil numba google_crc32c"
+_DEV_PACKAGES="pytest xdist highdicom ruff pyright nbclient ipykernel nbformat"
 
 _is_supported_python() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1

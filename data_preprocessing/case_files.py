@@ -19,6 +19,7 @@ CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")  # one file may hold three channels
 SCAN_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".mhd", *NATURAL_ENDINGS)
+COMPANIONS = {".raw": (".mhd",), ".zraw": (".mhd",), ".json": (".tif", ".tiff")}  # voxels; spacing
 JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
 MAX_LISTED = 5  # file names that a message lists
 
@@ -206,12 +207,19 @@ def _scanned_case(
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Files in `folder` and in the folders right below it, sorted, junk left out."""
+    """Files in `folder` and in the folders right below it, sorted, without junk and companions."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_junk(path):
             found.extend(sorted(path.iterdir()) if path.is_dir() else [path])
-    return [path for path in found if not is_junk(path) and not path.is_dir()]
+    return [path for path in found if not is_junk(path) and not path.is_dir() and not _is_companion(path)]
+
+
+def _is_companion(path: Path) -> bool:
+    """Whether another file here needs this one: a .mhd its voxels, a TIFF its spacing."""
+    owners = COMPANIONS.get(path.suffix.lower(), ())
+    stems = (path.stem, f"{path.stem}_0000")
+    return any(path.with_name(stem + ending).is_file() for stem in stems for ending in owners)
 
 
 def unlisted_files(folder: Path, listed: set[Path | None]) -> list[Fault]:

@@ -16,7 +16,13 @@ from data_preprocessing.faults import (
     of_case,
 )
 from data_preprocessing.nifti_header import corner_distance_mm
-from data_preprocessing.volume_io import Volume, first_index, read_label_volume, read_volume
+from data_preprocessing.volume_io import (
+    Volume,
+    first_index,
+    mask_ending,
+    read_label_volume,
+    read_volume,
+)
 from utils.contracts import RawCase, Spacing
 from utils.errors import Fault
 
@@ -37,6 +43,7 @@ class LoadedCase:
     orientation: str  # where each axis runs to, for example "LPS"
     qform_code: int
     sform_code: int
+    mask_ending: str = ".nii.gz"  # of a mask in the format of the image
     remarks: tuple[Fault, ...] = ()  # warnings only
 
 
@@ -106,6 +113,7 @@ def _assemble(
         orientation=first.orientation,
         qform_code=first.qform_code,
         sform_code=first.sform_code,
+        mask_ending=mask_ending(case.images[0]),
         remarks=of_case(case.case_id, remarks),
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 from data_preprocessing.normalisers import NORMALISERS
 from data_preprocessing.planners import PlannerOptions
 from data_preprocessing.resampling import CUBIC
+from data_preprocessing.volume_io import companion_files
 from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
 from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
@@ -46,6 +47,14 @@ class CaseInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBy:
+    """A further plan of the folder, and the hash of the options that it was made with."""
+
+    name: str
+    planner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Inputs and rules of a folder."""
 
@@ -55,11 +64,16 @@ class Manifest:
     rules: str  # hash of what the plan says about the arrays
     planner: str  # hash of the options that the plan was made with
     cases: tuple[CaseInputs, ...]
+    plans: tuple[PlannedBy, ...] = ()  # further ones that were made, not written by hand
+
+    def planner_of(self, name: str) -> str | None:
+        """The hash of the options that the further plan `name` was made with; None where nobody made it."""
+        return next((entry.planner for entry in self.plans if entry.name == name), None)
 
 
 def describe_inputs(case: RawCase) -> CaseInputs:
     """Size, time and SHA-256 of the files of a case; reads them."""
-    paths = (*case.images, *((case.label,) if case.label else ()))
+    paths = _files_of(case)
     files = []
     for path in paths:
         status = path.stat()
@@ -74,9 +88,15 @@ def describe_inputs(case: RawCase) -> CaseInputs:
     )
 
 
+def _files_of(case: RawCase) -> tuple[Path, ...]:
+    """Images, label, and what belongs to them in files of its own, such as the voxels of a .mhd."""
+    paths = (*case.images, *((case.label,) if case.label else ()))
+    return (*paths, *(beside for path in paths for beside in companion_files(path)))
+
+
 def is_current(inputs: CaseInputs, case: RawCase) -> bool:
     """Whether `case` is still what `inputs` describes; contents are read only where size or time differ."""
-    paths = (*case.images, *((case.label,) if case.label else ()))
+    paths = _files_of(case)
     if (inputs.patient_id, inputs.class_target) != (case.patient_id, case.class_target):
         return False
     if len(paths) != len(inputs.files) or any(p != f.path for p, f in zip(paths, inputs.files, strict=True)):
@@ -144,6 +164,16 @@ def data_rules(plan: Plan) -> dict[str, Any]:
     }
     # Cases of programs that knew the usual way only stay valid.
     return rules if plan.resampling == CUBIC else rules | {"resampling": plan.resampling}
+
+
+def volume_differences(plan: Plan, other: Plan) -> tuple[str, ...]:
+    """What of two plans would give other volumes; none, and both can be trained on the same ones.
+
+    The padding to the patch does not count: a loader pads what is smaller than a patch.
+    """
+    own, others = data_rules(plan), data_rules(other)
+    own["patch of one slice"], others["patch of one slice"] = plan.patch[0] == 1, other.patch[0] == 1
+    return tuple(sorted(name for name in own | others if own.get(name) != others.get(name)))
 
 
 def read_manifest(folder: Path) -> Manifest | None:

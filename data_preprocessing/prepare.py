@@ -214,6 +214,7 @@ def _footprint(
         qform_code=loaded.qform_code,
         sform_code=loaded.sform_code,
         affine=tuple(tuple(float(value) for value in row) for row in loaded.affine),
+        mask_ending=loaded.mask_ending,
         resampling=plan.resampling,
     )
 

@@ -6,12 +6,14 @@ A DICOM series is named by one of its files, whatever its ending.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_preprocessing.case_files import NIFTI_ENDINGS, SCAN_ENDINGS, split_ending
+from data_preprocessing.faults import VolumeError
 from data_preprocessing.formats import dicom, metaimage, natural, nifti, nrrd, tiff
 from data_preprocessing.formats.nifti import read_header
 from data_preprocessing.volume import Grid, Purpose, Volume, axis_codes, first_index, integer_labels
@@ -101,12 +103,17 @@ def mask_ending(image: Path) -> str:
 
 
 def companion_files(path: Path) -> tuple[Path, ...]:
-    """Files beside `path` that belong to the same volume: the voxels of a .mhd, the spacing of a TIFF."""
+    """Files beside `path` that belong to the same volume: the voxels of a .mhd, the spacing of a TIFF.
+
+    None where the header cannot be read; what is wrong with it comes to light with the voxels.
+    """
     ending = _ending(path)
+    beside = None
     if ending == ".mhd":
-        beside = metaimage.data_file(path)
-    else:
-        beside = tiff.spacing_file(path) if ending in (".tif", ".tiff") else None
+        with suppress(VolumeError):
+            beside = metaimage.data_file(path)
+    elif ending in (".tif", ".tiff"):
+        beside = tiff.spacing_file(path)
     return () if beside is None else (beside,)
 
 

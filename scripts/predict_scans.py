@@ -1,4 +1,4 @@
-"""The story of prediction on raw scans: read, prepare, network, restore, NIfTI mask, class, volumes."""
+"""The story of prediction on raw scans: read, prepare, network, restore, mask, class, volumes."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -
         prediction.label_probs, arrays.footprint, regions_class_order=plan.regions_class_order
     )
     write_volume(
-        folder / f"{ready.case_id}.nii.gz",
+        folder / f"{ready.case_id}{loaded.mask_ending}",
         mask,
         affine=loaded.affine,
         qform_code=loaded.qform_code,

@@ -49,10 +49,10 @@ def predict_prepared(run: ModelRun, cases: Sequence[PreprocessedCase]) -> Iterat
 
 
 def write_mask(folder: Path, answer: Answer) -> None:
-    """The mask as NIfTI on the grid of its scan."""
+    """The mask on the grid of its scan, in the format of its scan."""
     footprint = answer.case.footprint
     write_volume(
-        folder / f"{answer.case.case_id}.nii.gz",
+        folder / f"{answer.case.case_id}{footprint.mask_ending}",
         answer.mask,
         affine=np.array(footprint.affine),
         qform_code=footprint.qform_code,
@@ -85,7 +85,7 @@ def score_answer(answer: Answer, plan: Plan, folder: Path) -> CaseOverlap | None
         source=CaseSource(
             voxel_ml=float(np.prod(answer.case.footprint.native_spacing_mm)) * ML_PER_MM3,
             reference_file=f"{case_id}{ORIGINAL_LABEL}",
-            prediction_file=str(folder / f"{case_id}.nii.gz"),
+            prediction_file=str(folder / f"{case_id}{answer.case.footprint.mask_ending}"),
         ),
     )
 
@@ -110,7 +110,7 @@ def draw_extremes(
         case = by_id[chosen.case.case_id]
         footprint = case.footprint
         image = restore_map(read_array(case.image)[0].astype(np.float32), footprint)
-        mask = read_label_volume(masks / f"{case.case_id}.nii.gz").voxels
+        mask = read_label_volume(masks / f"{case.case_id}{footprint.mask_ending}").voxels
         reference = _native_reference(case)
         assert reference is not None  # it was scored
         volumes = (image, without_ignored(reference, plan.ignore_label), mask)

@@ -172,6 +172,7 @@ class Footprint:
     qform_code: int
     sform_code: int
     affine: tuple[tuple[float, ...], ...]
+    mask_ending: str = ".nii.gz"  # of a mask in the format of the image
     resampling: str = "scipy"  # as in the plan
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.errors import DatasetError
 
-MASK_ENDINGS = (".nii.gz", ".nii", ".npy")
+MASK_ENDINGS = (".nii.gz", ".nii", ".npy", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff")
 MAX_NAMES_SHOWN = 20
 
 

@@ -11,9 +11,9 @@ from data_loading.loader import TrainingLoader, VolumeLoader
 
 @final
 class DataModule(lightning.LightningDataModule):
-    """Hands the two loaders to the trainer."""
+    """Hands the two loaders to the trainer; without cases to validate on there is only one."""
 
-    def __init__(self, training: TrainingLoader, validation: VolumeLoader) -> None:
+    def __init__(self, training: TrainingLoader, validation: VolumeLoader | None) -> None:
         super().__init__()
         self.training = training
         self.validation = validation
@@ -22,6 +22,6 @@ class DataModule(lightning.LightningDataModule):
         """Augmented patches."""
         return self.training
 
-    def val_dataloader(self) -> VolumeLoader:
+    def val_dataloader(self) -> VolumeLoader | list[VolumeLoader]:
         """Whole volumes."""
-        return self.validation
+        return [] if self.validation is None else self.validation

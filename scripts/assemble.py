@@ -50,7 +50,7 @@ class TrainingParts:
     """What a trainer fits, and what it is fed with."""
 
     loader: TrainingLoader
-    volumes: VolumeLoader
+    volumes: VolumeLoader | None  # None without cases to validate on
     module: MultiTaskModule
     warm_start: WarmStart | None = None
 
@@ -209,7 +209,7 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
     """Loaders, network, loss and module of one fold."""
     architecture = _architecture(options, fold.plan)
     loader = build_training_loader(options, fold, architecture.num_outputs, shard)
-    volumes = build_volume_loader(options, fold, shard)
+    volumes = build_volume_loader(options, fold, shard) if fold.validation else None
     network = MultiTaskUNet(fold.plan, architecture)
     start = None if options.ckpt_path is None else load_fitting(options.ckpt_path, network)
     held_out = [case.case_id for case in fold.validation]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_loading.catalogue import refuse_unpaired
 from scripts.brats_plan import with_brats_regions
-from scripts.run_options import RunOptions
+from scripts.run_options import ALL_CASES, RunOptions
 from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
@@ -31,7 +31,7 @@ PREPARATION = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldCases:
-    """The preprocessed cases of one fold."""
+    """The preprocessed cases of one fold; with `--fold all` none is held out, and there are no folds."""
 
     folder: Path
     plan: Plan
@@ -70,9 +70,11 @@ def read_fold(options: RunOptions) -> FoldCases:
     cases = {case.case_id: case for case in list_prepared(folder)}
     if not cases:
         raise DatasetError(f"{folder} has no complete case. Run preprocess.py again.")
-    folds = _all_folds(folder, cases, options)
-    patients = {case.case_id: case.patient_id for case in cases.values()}
-    fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
+    folds, fold = (), Fold(train=tuple(cases), val=())
+    if options.fold != ALL_CASES:
+        folds = _all_folds(folder, cases, options)
+        patients = {case.case_id: case.patient_id for case in cases.values()}
+        fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
     return FoldCases(
         folder=folder,
         plan=trained_plan(plan, options.network),
@@ -109,7 +111,17 @@ def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
     test = prepared_folder(options) / "test"
     if test.is_dir() and (cases := list_prepared(test)):
         return cases
+    refuse_all_cases(options, "predicts the cases that a fold holds out")
     return read_fold(options).validation
+
+
+def refuse_all_cases(options: RunOptions, what: str) -> None:
+    """UserError for `--fold all` where the command `what`: that model has seen every case."""
+    if options.fold == ALL_CASES:
+        raise UserError(
+            f"This command {what}, and --fold {ALL_CASES} holds none out. Give scans with -i, or the number "
+            "of a fold."
+        )
 
 
 def _all_folds(folder: Path, cases: dict[str, PreprocessedCase], options: RunOptions) -> tuple[Fold, ...]:

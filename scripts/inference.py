@@ -32,10 +32,11 @@ def run(options: RunOptions) -> Path:
 def evaluate(options: RunOptions) -> Path:
     """Score a checkpoint on the validation cases of the fold; returns the report."""
     from scripts.final_validation import validate_fold
-    from scripts.fold_data import read_fold
+    from scripts.fold_data import read_fold, refuse_all_cases
     from scripts.model_run import find_checkpoint
 
     tell_single_process(options)
+    refuse_all_cases(options, "scores the cases that a fold holds out")
     if options.shard is not None:
         raise UserError("--shard is for --exec_mode predict: scores belong to all cases together.")
     checkpoint = options.ckpt_path or find_checkpoint(options.store)

@@ -25,7 +25,7 @@ from scripts.model_run import (
     write_predictions_table,
 )
 from scripts.prediction_shard import PredictionShard
-from scripts.run_options import RunOptions
+from scripts.run_options import ALL_CASES, RunOptions
 from utils.contracts import Plan, Prediction, RawCase
 from utils.errors import DatasetError
 from utils.options import describe
@@ -107,9 +107,10 @@ def _scans_of(options: RunOptions, run: ModelRun) -> tuple[RawCase, ...]:
         return read_scans(source, num_channels=plan.num_channels - int(plan.foreground_channel))
     dataset = read_dataset(source)
     splits = next((path for path in (source / SPLITS, options.results / SPLITS) if path.is_file()), None)
-    if splits is None:
+    if splits is None or options.fold == ALL_CASES:
         if not dataset.test:
-            raise DatasetError(f"{source} has neither {SPLITS} nor test cases. Give a folder of scans.")
+            reason = f"there is no {SPLITS}" if splits is None else f"--fold {ALL_CASES} holds no case out"
+            raise DatasetError(f"{source} has no test cases, and {reason}. Give a folder of scans.")
         return dataset.test
     cases = {case.case_id: case for case in dataset.training}
     patients = {case_id: case.patient_id for case_id, case in cases.items()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from scripts import benchmark
 from scripts.benchmark_options import SYNTHETIC, BenchmarkOptions
 from scripts.benchmark_refusals import USED, changed_options
-from scripts.run_options import RunOptions
+from scripts.run_options import ALL_CASES, RunOptions
 from scripts.run_recipes import RULES
 from utils.errors import UserError
 from utils.options import describe
@@ -36,7 +36,7 @@ def benchmark_options(options: RunOptions) -> BenchmarkOptions:
         data=options.data,
         task=options.task,
         dim=options.dim,
-        fold=None if options.data == SYNTHETIC else options.fold,
+        fold=None if options.data == SYNTHETIC or options.fold == ALL_CASES else options.fold,
         device=options.device,
         gpus=options.gpus,
         nodes=options.nodes,

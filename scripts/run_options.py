@@ -24,6 +24,7 @@ Recipe = Literal[
     "CLSHeadMA",
     "multi_scale_focal",
 ]
+ALL_CASES = "all"  # of --fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class RunOptions:
     sigmoids."""
     dim: Literal[2, 3] = 3
     """2: the slice-wise plan; 3: the volumetric one."""
-    fold: int = 0
-    """Which fold is held out for validation."""
+    fold: int | Literal["all"] = 0
+    """Which fold is held out for validation; all: train on every case, with no validation and no score."""
     nfolds: int = 5
     """Number of folds, where the dataset brings no splits_final.json."""
     seed: int = 1
@@ -94,7 +95,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """UserError for numbers and names that no run can have."""
-        check_number("fold", self.fold, least=0)
+        if self.fold != ALL_CASES:
+            check_number("fold", self.fold, least=0)
         check_number("nfolds", self.nfolds, least=2)
         check_number("warmup", self.warmup, least=1)
         check_number("seed", self.seed, least=0, below=2**63)

@@ -78,9 +78,9 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         start = {} if parts.warm_start is None else {"warm_start": parts.warm_start.to_log()}
         run_log.log("PARAMETER", logged_options(options, origins, resolved) | start)
-        if shard.rank == 0:
+        if shard.rank == 0 and fold.folds:
             write_folds(options.results / SPLITS, fold.folds)
-        callbacks = _callbacks(options, parts, run_log)
+        callbacks = _callbacks(options, parts, run_log, has_validation=bool(fold.validation))
         clip = options.optimiser.gradient_clip_val
         trainer = training.build_trainer(options.training, options.store, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
@@ -95,7 +95,9 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     return best
 
 
-def _callbacks(options: RunOptions, parts: TrainingParts, run_log: RunLog) -> list[Callback]:
+def _callbacks(
+    options: RunOptions, parts: TrainingParts, run_log: RunLog, *, has_validation: bool
+) -> list[Callback]:
     from nnunet.training.epoch_report import EpochReport
     from nnunet.training.profiling import Profiler
     from nnunet.training.resumption import Resumption
@@ -106,7 +108,7 @@ def _callbacks(options: RunOptions, parts: TrainingParts, run_log: RunLog) -> li
     return [
         EpochReport(parts.module.plan, run_log, parts.loader),
         Resumption(parts.loader, options.seed, options.optimiser, patience),
-        ValidationSchedule(options.training, parts.module.clock),
+        ValidationSchedule(options.training, parts.module.clock, has_cases=has_validation),
         *([Profiler(options.results)] if options.training.profile else []),
     ]
 
@@ -127,6 +129,9 @@ def _finish(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: Run
     from scripts.final_validation import validate_fold
 
     fit_after_training(options, fold, checkpoint)
+    if not fold.validation:
+        say(f"--fold {options.fold} holds no case out: nothing is scored. The model is {checkpoint}.")
+        return
     validate_fold(options, fold, checkpoint, run_log)
 
 

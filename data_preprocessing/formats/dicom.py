@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from data_preprocessing.formats.dicom_stack import stack
 from data_preprocessing.stored_bytes import check_voxel_bytes
 from data_preprocessing.volume import Purpose, Volume, placed_volume, refuse
 
-__all__ = ["DicomStack", "is_dicom", "open_series", "read", "read_stack"]
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["DicomStack", "decode", "is_dicom", "open_files", "open_series", "read", "read_stack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,17 +90,21 @@ def _series_uid(path: Path) -> str:
 
 def _decode(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(frames, rows, columns) as stored, in double precision."""
+    return decode(read_dicom(path), path, shape).astype(np.float64)
+
+
+def decode(data: Dataset, path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """(frames, rows, columns) of a data set that was read whole, as stored."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    data = read_dicom(path)
     syntax = UID(str(data.file_meta.get("TransferSyntaxUID", "")))
     try:
         if syntax.is_compressed and not get_decoder(syntax).is_available:
             what = f"no installed package decodes the transfer syntax {syntax.name}."
             fix = "pip install python-gdcm, or convert the series with `gdcmconv --raw`."
             raise refuse("E212", path, what, fix)
-        decoded = np.asarray(data.pixel_array, np.float64)
+        decoded = np.asarray(data.pixel_array)
     except PARSER_ERRORS as error:
         what = f"the pixels ({syntax.name or 'no transfer syntax'}) cannot be decoded: {error}"
         raise refuse("E212", path, what, "copy or export the file again, uncompressed if need be.") from error

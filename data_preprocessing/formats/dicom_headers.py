@@ -122,9 +122,28 @@ def is_image(header: Dataset) -> bool:
     return "Rows" in header and is_placed and str(header.get("Modality", "")) not in ("SEG", "RTDOSE")
 
 
+def referenced_series(path: Path) -> set[str]:
+    """The UIDs of the series that a SEG (directly) or an RTSTRUCT (below its frame of reference) names."""
+    data = read_dicom(path)
+    items = list(data.get("ReferencedSeriesSequence", None) or ())
+    for reference in data.get("ReferencedFrameOfReferenceSequence", None) or ():
+        for study in reference.get("RTReferencedStudySequence", None) or ():
+            items.extend(study.get("RTReferencedSeriesSequence", None) or ())
+    try:
+        return {str(item.SeriesInstanceUID) for item in items}
+    except PARSER_ERRORS as error:
+        what = f"a reference to a series is damaged ({error})."
+        raise refuse("E202", path, what, "export the object again.") from error
+
+
 def frames_of(header: Dataset, path: Path) -> list[Frame]:
     """The slices of one file: one, or those of a multi-frame object; VolumeError where a value lacks."""
     _check_pixels(header, path)
+    return placed_frames(header, path)
+
+
+def placed_frames(header: Dataset, path: Path) -> list[Frame]:
+    """As `frames_of`, whatever the pixels mean."""
     if PER_FRAME not in header:
         if int(header.get("NumberOfFrames", None) or 1) > 1:
             what = "the file holds several frames without a position of each."

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from data_loading.catalogue import refuse_unpaired
 from scripts.brats_plan import with_brats_regions
+from scripts.named_plans import find_plan
 from scripts.run_options import ALL_CASES, RunOptions
 from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
-from utils.prepared_folder import PLAN, SPLITS, list_prepared, read_plan
+from utils.prepared_folder import PLAN, SPLITS, list_prepared, own_folder, plan_file, plan_names
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
 PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
@@ -41,18 +42,24 @@ class FoldCases:
 
 
 def prepared_folder(options: RunOptions) -> Path:
-    """`--data` itself where it is a preprocessed folder, else `<data>/<task>_<dim>d`."""
+    """`--data` itself where it is a preprocessed folder, else `<data>/<task>_<dim>d`.
+
+    The folder need not exist by itself where the plan of that name has a folder of its own beside it.
+    """
     if (options.data / PLAN).is_file():
         return options.data
     digits = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0]))
     # MSD numbers have two digits, nnU-Net's three; people write either, or neither.
     codes = [options.task] if not digits else [digits, f"{int(digits):02d}", f"{int(digits):03d}"]
     names = [f"{code}_{options.dim}d" for code in codes]
-    for name in names:
-        if (options.data / name / PLAN).is_file():
-            return options.data / name
+    folders = [options.data / name for name in dict.fromkeys(names)]
+    for folder in folders:
+        if plan_file(folder).is_file() or plan_file(own_folder(folder, options.plan)).is_file():
+            return folder
+    others = [name for folder in folders for name in plan_names(folder)]
+    told = f" It has the plans {', '.join(others)}: choose one with --plan." if others else ""
     raise DatasetError(
-        f"{options.data} has no preprocessed folder {names[0]}. "
+        f"{options.data} has no preprocessed folder {names[0]}.{told} "
         f"Run: python preprocess.py --data RAW --results {options.data} "
         f"--task {options.task} --dim {options.dim}"
     )
@@ -60,8 +67,8 @@ def prepared_folder(options: RunOptions) -> Path:
 
 def read_fold(options: RunOptions) -> FoldCases:
     """The plan and the two sides of the fold; the dataset's own splits_final.json wins over made ones."""
-    folder = prepared_folder(options)
-    plan = read_plan(folder)
+    named = find_plan(prepared_folder(options), options.plan)
+    folder, plan = named.folder, named.plan
     _refuse_other_dimension(plan, folder, options.dim)
     _refuse_cascade(plan, folder)
     if options.brats:
@@ -108,7 +115,7 @@ def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:
     is_part = options.data.name in PARTS and (options.data.parent / PLAN).is_file()
     if (is_part or not (options.data / PLAN).is_file()) and (cases := list_prepared(options.data)):
         return cases
-    test = prepared_folder(options) / "test"
+    test = find_plan(prepared_folder(options), options.plan).folder / "test"
     if test.is_dir() and (cases := list_prepared(test)):
         return cases
     refuse_all_cases(options, "predicts the cases that a fold holds out")

@@ -47,10 +47,18 @@ class PreprocessOptions:
     cluster: str | None = None
     """Address of a Dask scheduler, as tcp://host:8786: its workers check and prepare the cases instead. They
     need this project on their PYTHONPATH, and the same folders under the same names."""
+    plan_name: str | None = None
+    """Name of the plan that is made; unset: that of the planner, and default, which is plan.json, for the
+    planner default. Another plan is written as plans/NAME.json where it can be trained on the same volumes,
+    else prepared as <task>_<dim>d_NAME; main.py --plan NAME trains it. A file plans/NAME.json written by hand
+    may name another plan under "inherits_from" and hold the fields that differ."""
     keep_plan: bool = False
     """Keep the plan of the folder although the dataset has changed since."""
     allow_external: bool = False
     """Accept a dataset.json that names files outside the dataset folder."""
+    verify_dataset_integrity: bool = False
+    """Read and check every training and test case again; without it, those that this run prepares and that
+    are new or have another size or time than in the last one."""
     verbose: bool = False
     """Print spacing, patch and intensities of the plan, and shape, spacing, mean, deviation and seconds of
     every case."""
@@ -62,6 +70,7 @@ def run(options: PreprocessOptions) -> Path:
     # Imported here, so that --help does not wait for the readers.
     from data_preprocessing.cluster import connected
     from data_preprocessing.workers import prepare_cases
+    from scripts import preprocess_plans
     from scripts import preprocess_steps as steps
 
     check_jobs(options.n_jobs)
@@ -69,10 +78,10 @@ def run(options: PreprocessOptions) -> Path:
     work = steps.open_work(options)
     with connected(options.cluster) as cluster:
         found = steps.survey(work, options, cluster)
-        plan = steps.choose_plan(work, found, options)
+        chosen = preprocess_plans.choose(work, found, options)
         if options.verbose:
-            print(steps.describe_plan(plan))
-        recipe, todo = steps.start_folder(work, found, plan, options)
+            print(steps.describe_plan(chosen.plan))
+        recipe, todo = steps.start_folder(chosen, found, options)
         outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs, cluster=cluster)
     for outcome in outcomes:
         if outcome.error:
@@ -81,8 +90,8 @@ def run(options: PreprocessOptions) -> Path:
             print(outcome)
     if failed := [outcome.case_id for outcome in outcomes if outcome.error]:
         raise DatasetError(f"{len(failed)} of {len(outcomes)} cases failed: {failed}. The others are ready.")
-    print(steps.summary(work, len(outcomes), time.perf_counter() - start_s))
-    return work.folder
+    print(steps.summary(chosen.work, len(outcomes), time.perf_counter() - start_s))
+    return chosen.work.folder
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from data_preprocessing.manifest import (
     FORMAT_VERSION,
     CaseInputs,
     Manifest,
+    PlannedBy,
     current_inputs,
     outdated_cases,
     planner_hash,
@@ -31,6 +32,7 @@ from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
+from scripts.named_plans import place_of
 from utils import prepared_folder
 from utils.contracts import Dataset, Fingerprint, Plan, RawCase
 from utils.errors import DatasetError, Fault, StorageFault, UserError
@@ -39,6 +41,7 @@ from utils.storage import read_json, read_record, write_json
 
 if TYPE_CHECKING:
     from scripts.preprocess import PreprocessOptions
+    from scripts.preprocess_plans import Choice
 
 FAULTS = "faults.json"
 MEGABYTE = 1e6
@@ -52,7 +55,8 @@ class Work:
     cases: tuple[RawCase, ...]
     faults: tuple[Fault, ...]  # of the description
     configuration: str
-    plan_folder: Path  # where fingerprint and plan lie
+    base: Path  # <results>/<task>_<dim>d, the folder of plan.json
+    plan_folder: Path  # where fingerprint and plan lie: `base`, or that of a plan with volumes of its own
     folder: Path
     before: Manifest | None
 
@@ -74,7 +78,8 @@ def open_work(options: PreprocessOptions) -> Work:
     suffix = "3d_lowres" if options.lowres else f"{options.dim}d"
     configuration = suffix if suffix != "3d" else "3d_fullres"
     check_options(options.planner, configuration)
-    plan_folder = options.results / f"{task_code(root)}_{suffix}"
+    base = options.results / f"{task_code(root)}_{suffix}"
+    plan_folder = place_of(base, options)
     is_training = options.exec_mode == "training"
     folder = plan_folder if is_training else plan_folder / options.exec_mode
     cases = reading.dataset.test if options.exec_mode == "test" else reading.dataset.training
@@ -89,6 +94,7 @@ def open_work(options: PreprocessOptions) -> Work:
         cases=cases,
         faults=reading.faults,
         configuration=configuration,
+        base=base,
         plan_folder=plan_folder,
         folder=folder,
         before=read_manifest(folder),
@@ -103,7 +109,8 @@ def survey(work: Work, options: PreprocessOptions, cluster: Any = None) -> Findi
     is_training = options.exec_mode == "training"
     if errors_of(work.faults):
         _report_faults(work, work.faults)
-    known = current_inputs(work.before, work.cases)
+    # To verify is to trust no size and no time of a file: every case of the dataset is read.
+    known = {} if options.verify_dataset_integrity else current_inputs(work.before, work.cases)
     fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
     had_same_cases = work.before is not None and len(work.before.cases) == len(work.cases) == len(known)
     if had_same_cases and (fingerprint_file.is_file() or not is_training):
@@ -114,10 +121,20 @@ def survey(work: Work, options: PreprocessOptions, cluster: Any = None) -> Findi
     surveys = survey_cases(
         pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training, cluster=cluster
     )
-    _report_faults(work, (*work.faults, *_case_faults(work, surveys, is_training=is_training)))
+    others = _other_cases(work) if options.verify_dataset_integrity else []
+    more = survey_cases(others, work.dataset, num_jobs=options.n_jobs, is_measured=False, cluster=cluster)
+    _report_faults(work, (*work.faults, *_case_faults(work, [*surveys, *more], is_training=is_training)))
+    if options.verify_dataset_integrity:
+        say(f"Read and checked all {len(pending) + len(others)} cases of {work.dataset.root}: no errors.")
     inputs = known | {item.check.case_id: item.inputs for item in surveys if item.inputs}
     measured = [item.measurement for item in surveys if item.measurement]
     return Findings(inputs=inputs, fingerprint=summarise(work.dataset, measured) if is_training else None)
+
+
+def _other_cases(work: Work) -> list[RawCase]:
+    """The cases of the dataset that this mode does not prepare."""
+    here = {case.case_id for case in work.cases}
+    return [case for case in (*work.dataset.training, *work.dataset.test) if case.case_id not in here]
 
 
 def _describes(fingerprint: Fingerprint, dataset: Dataset) -> bool:
@@ -157,14 +174,25 @@ def choose_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan
     path = work.plan_folder / prepared_folder.PLAN
     if options.exec_mode != "training" or (options.keep_plan and path.is_file()):
         return _stored_plan(work, path)
-    assert found.fingerprint is not None
-    fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
-    has_same_options = work.before is not None and work.before.planner == _planner_hash(work, options)
-    if has_same_options and path.is_file() and fingerprint_file.is_file():
-        has_same_data = read_record(Fingerprint, fingerprint_file) == found.fingerprint
-        if has_same_data and _has_labels_of(work.dataset, prepared_folder.read_plan(work.plan_folder)):
+    has_same_options = work.before is not None and work.before.planner == options_hash(work, options)
+    if has_same_options and path.is_file() and (work.plan_folder / prepared_folder.FINGERPRINT).is_file():
+        if same_data(work, found):
             return _stored_plan(work, path)
         say("The dataset has changed since the last run, so it is planned anew (--keep_plan prevents that).")
+    return new_plan(work, found, options)
+
+
+def same_data(work: Work, found: Findings) -> bool:
+    """Whether the folder's plan was made for the dataset as it is now."""
+    path = work.plan_folder / prepared_folder.FINGERPRINT
+    if not path.is_file() or read_record(Fingerprint, path) != found.fingerprint:
+        return False
+    return _has_labels_of(work.dataset, prepared_folder.read_plan(work.plan_folder))
+
+
+def new_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan:
+    """The plan of the dataset by the options."""
+    assert found.fingerprint is not None  # a training set is measured
     plan = plan_experiment(
         found.fingerprint,
         configuration=work.configuration,
@@ -216,29 +244,34 @@ def _stored_plan(work: Work, path: Path) -> Plan:
     return plan
 
 
-def _planner_hash(work: Work, options: PreprocessOptions) -> str:
+def options_hash(work: Work, options: PreprocessOptions) -> str:
+    """Hash of the options that a plan follows from."""
     return planner_hash(options.planner, configuration=work.configuration, foreground_channel=options.ohe)
 
 
 def start_folder(
-    work: Work, found: Findings, plan: Plan, options: PreprocessOptions
+    chosen: Choice, found: Findings, options: PreprocessOptions
 ) -> tuple[Recipe, list[tuple[RawCase, CaseInputs]]]:
     """Write the descriptions, remove what is out of date, and list the cases that are to be prepared."""
+    work, plan = chosen.work, chosen.plan
     after = Manifest(
         version=FORMAT_VERSION,
         mode=options.exec_mode,
-        dtype=options.dtype,
+        dtype=chosen.dtype,
         rules=rules_hash(plan, mode=options.exec_mode),
-        planner=_planner_hash(work, options),
+        planner=chosen.planner,
         cases=tuple(found.inputs[case.case_id] for case in work.cases),
+        plans=_plans_after(chosen),
     )
     outdated = set(outdated_cases(work.folder, work.before, after))
     kept = [case for case in work.cases if case.case_id not in outdated]
-    damaged = damaged_cases(work.folder, kept, plan, dtype=options.dtype)
+    damaged = damaged_cases(work.folder, kept, plan, dtype=chosen.dtype)
     outdated |= set(damaged)
     for case_id, fault in damaged.items():
         say(f"Case {case_id} is prepared anew. {fault}")
     write_json(work.folder / prepared_folder.PLAN, plan)
+    if chosen.named is not None and chosen.made is not None:
+        write_json(prepared_folder.plan_file(work.folder, chosen.made.name), chosen.named)
     if found.fingerprint is not None:
         write_json(work.folder / prepared_folder.FINGERPRINT, found.fingerprint)
     write_json(work.folder / prepared_folder.DATASET, work.dataset)
@@ -248,9 +281,17 @@ def start_folder(
     # The manifest last: until it is there, the next run sees the old state and decides again.
     start_manifest(work.folder, after, outdated)
     recipe = Recipe(
-        dataset=work.dataset, plan=plan, folder=work.folder, mode=options.exec_mode, dtype=options.dtype
+        dataset=work.dataset, plan=plan, folder=work.folder, mode=options.exec_mode, dtype=chosen.dtype
     )
     return recipe, [(case, found.inputs[case.case_id]) for case in work.cases if case.case_id in outdated]
+
+
+def _plans_after(chosen: Choice) -> tuple[PlannedBy, ...]:
+    """The further plans that were made for this folder, the one of this run among them."""
+    before = () if chosen.work.before is None else chosen.work.before.plans
+    if chosen.made is None:
+        return before
+    return (*(entry for entry in before if entry.name != chosen.made.name), chosen.made)
 
 
 def describe_plan(plan: Plan) -> str:

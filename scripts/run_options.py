@@ -50,6 +50,9 @@ class RunOptions:
     sigmoids."""
     dim: Literal[2, 3] = 3
     """2: the slice-wise plan; 3: the volumetric one."""
+    plan: str = "default"
+    """Which plan of the preprocessed folder, by the name that preprocess.py --plan_name gave it; default:
+    plan.json."""
     fold: int | Literal["all"] = 0
     """Which fold is held out for validation; all: train on every case, with no validation and no score."""
     nfolds: int = 5

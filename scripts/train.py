@@ -18,7 +18,7 @@ from utils.affinity import resolve_choice, set_affinity
 from utils.command import run_command
 from utils.errors import DatasetError, UserError
 from utils.options import HELP_FLAGS
-from utils.prepared_folder import SPLITS
+from utils.prepared_folder import DEFAULT_PLAN, PLAN, SPLITS, plan_names
 from utils.run_log import RunLog, say
 from utils.seeding import seed_everything
 from utils.splits import write_folds
@@ -66,7 +66,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     seed_everything(options.seed)
     resume = _resume_path(options)
     machine = _machine_of(options)
-    fold = _fold_of(options)
+    fold = fold_of(options)
     shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
     parts = build_parts(options, fold, shard)
@@ -113,13 +113,16 @@ def _callbacks(
     ]
 
 
-def _fold_of(options: RunOptions) -> FoldCases:
+def fold_of(options: RunOptions) -> FoldCases:
     """The cases; a classical classifier that could not be fitted to them is refused before training."""
     from scripts.classical_fit import refuse_impossible_fit
     from scripts.fold_data import read_fold
+    from scripts.one_voice import say_once
 
     fold = read_fold(options)
     refuse_impossible_fit(options, fold.plan)
+    if options.plan == DEFAULT_PLAN and (others := plan_names(fold.folder)[1:]):
+        say_once(f"Training {fold.folder / PLAN}; --plan chooses another one: {', '.join(others)}.")
     return fold
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from utils.contracts import Plan, PreprocessedCase
-from utils.errors import DatasetError
-from utils.storage import read_record, write_json
+from utils.errors import DatasetError, UserError
+from utils.storage import from_plain, read_json, read_record, write_json
 
 IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META = "_x.npy", "_y.npy", "_fg.npy", "_orig_lbl.npy", "_meta.npy"
 PRIOR = "_prior.npy"  # a previous stage's label map, the input of the next
 CASE_FILES = (IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META, PRIOR)
 PLAN, FINGERPRINT, DATASET, MANIFEST = "plan.json", "fingerprint.json", "dataset.json", "manifest.json"
 SPLITS = "splits_final.json"
+DEFAULT_PLAN = "default"  # the name of plan.json
+PLANS = "plans"  # further plans of a folder, NAME.json each
+PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+INHERITS = "inherits_from"  # names the plan from which such a file takes the fields that it leaves out
 RESERVED_IDS = frozenset(
     Path(name).stem for name in (PLAN, FINGERPRINT, DATASET, MANIFEST, SPLITS)
 )  # a case of this name would overwrite the folder's own files
@@ -68,12 +74,71 @@ def list_prepared(folder: Path) -> tuple[PreprocessedCase, ...]:
     return tuple(read_prepared_case(folder, case_id) for case_id in complete_case_ids(folder))
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan that the cases of `folder` were prepared with."""
-    path = folder / PLAN
+def check_plan_name(name: str) -> str:
+    """`name`; UserError if no file and no folder can be called so."""
+    if not PLAN_NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be the name of a plan: it should begin with a letter or a digit, and have only "
+            "letters, digits, _, - and . in it."
+        )
+    return name
+
+
+def plan_file(folder: Path, name: str = DEFAULT_PLAN) -> Path:
+    """Where the plan called `name` lies that is trained on the volumes of `folder`."""
+    return folder / PLAN if name == DEFAULT_PLAN else folder / PLANS / f"{check_plan_name(name)}.json"
+
+
+def own_folder(folder: Path, name: str) -> Path:
+    """The prepared folder of the plan `name` of `folder`, where it needs volumes of its own."""
+    whole = folder if folder.name else folder.resolve()
+    return whole.with_name(f"{whole.name}_{check_plan_name(name)}")
+
+
+def plan_names(folder: Path) -> tuple[str, ...]:
+    """The plans of a prepared folder: those beside plan.json, and those with volumes of their own."""
+    named = {path.stem for path in (folder / PLANS).glob("*.json")}
+    whole = folder.resolve()
+    own = {
+        path.parent.name.removeprefix(f"{whole.name}_")
+        for path in whole.parent.glob(f"{whole.name}_*/{PLAN}")
+    }
+    return (*((DEFAULT_PLAN,) if plan_file(folder).is_file() else ()), *sorted(named | own))
+
+
+def read_plan(folder: Path, name: str = DEFAULT_PLAN) -> Plan:
+    """The plan of `folder` with this name; by default the one that its cases were prepared with.
+
+    A further plan lies in `plans/`, where it may leave out the fields that it inherits, or is that of the
+    plan's own folder.
+    """
+    return from_plain(Plan, _plan_fields(folder, name, ()), source=f"{folder}: the plan {name}")
+
+
+def _plan_fields(folder: Path, name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    path = plan_file(folder, name)
+    if not path.is_file() and name != DEFAULT_PLAN:
+        path = plan_file(own_folder(folder, name))
     if not path.is_file():
-        raise DatasetError(f"{folder} has no {PLAN}. Run preprocess.py first, in training mode.")
-    return read_record(Plan, path)
+        raise DatasetError(_no_plan(folder, name))
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} should hold an object with the fields of a plan.")
+    parent = content.pop(INHERITS, None)
+    if parent is None:
+        return content
+    line = (*heirs, name)
+    if not isinstance(parent, str) or parent in line:
+        told = " from ".join(map(str, (*line, parent)))
+        raise DatasetError(f"{path}: {INHERITS} should name a plan above this one, got: {told}.")
+    return _plan_fields(folder, parent, line) | content
+
+
+def _no_plan(folder: Path, name: str) -> str:
+    if name == DEFAULT_PLAN:
+        return f"{folder} has no {PLAN}. Run preprocess.py first, in training mode."
+    known = ", ".join(plan_names(folder)) or "none"
+    return f"{folder} has no plan called {name}; it has: {known}. preprocess.py --plan_name {name} makes one."
 
 
 def remove_case(folder: Path, case_id: str) -> None:

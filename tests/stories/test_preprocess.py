@@ -11,11 +11,10 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from data_preprocessing import workers
-from data_preprocessing.volume_io import write_volume
 from scripts import preprocess_steps
 from scripts.preprocess import PreprocessOptions, run
+from tests.stories.made_dataset import describe, prepare, times, write_case, write_dataset
 from utils.errors import DatasetError, UserError
-from utils.options import parse
 from utils.prepared_folder import list_prepared, read_plan
 from utils.storage import read_array, read_json, write_array
 
@@ -31,38 +30,9 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 3000 // num_cases)
 
 
-def write_case(root: Path, name: str, seed: int, *, folder: str = "Tr") -> None:
-    generator = np.random.default_rng(seed)
-    image = generator.normal(100, 20, (20, 22, 18)).astype(np.float32)
-    label = np.zeros(image.shape, np.int16)
-    label[6:12, 6:12, 6:12] = 1
-    image[label == 1] += 100
-    geometry = {"affine": np.eye(4), "qform_code": 1, "sform_code": 1, "spacing_mm": (1.0, 1.0, 1.0)}
-    write_volume(root / f"images{folder}" / f"{name}_0000.nii.gz", image, **geometry)
-    if folder == "Tr":
-        write_volume(root / f"labels{folder}" / f"{name}.nii.gz", label, **geometry)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    root = tmp_path / "data" / "Dataset007_Made"
-    for folder in ("imagesTr", "labelsTr", "imagesTs"):
-        (root / folder).mkdir(parents=True)
-    for seed in range(3):
-        write_case(root, f"case_{seed}", seed)
-    write_case(root, "unseen", 9, folder="Ts")
-    describe(root, 3)
-    return tmp_path / "data"
-
-
-def describe(root: Path, count: int, *, channel: str = "MR") -> None:
-    description = {
-        "channel_names": {"0": channel},
-        "labels": {"background": 0, "organ": 1},
-        "numTraining": count,
-        "file_ending": ".nii.gz",
-    }
-    (root / "dataset.json").write_text(json.dumps(description))
+    return write_dataset(tmp_path)
 
 
 def as_decathlon(data: Path, name: str) -> Path:
@@ -79,15 +49,6 @@ def as_decathlon(data: Path, name: str) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(description))
     return root
-
-
-def prepare(data: Path, *flags: str) -> Path:
-    words = ["--data", str(data), "--results", str(data.parent / "results"), "--task", "7", "--n_jobs", "1"]
-    return run(parse(PreprocessOptions, [*words, *flags], program="preprocess.py", description=""))
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("case_*_x.npy")}
 
 
 def test_training_writes_every_file_of_the_format(data: Path) -> None:

@@ -102,8 +102,8 @@ class PlannerOptions:
     table does not ask for it."""
     resampling: Resampling | None = None
     """How images are interpolated: scipy (cubic; a coarse axis apart from its planes, by its nearest slice),
-    torch (linear, all axes together) or torch_sepz (linear, a coarse axis apart); unset: as the planner's
-    name says, scipy without a word. Labels and probabilities are linear in any case."""
+    torch (linear, all axes together) or torch_sepz (linear, a coarse axis apart); unset: torch where the
+    planner's name says so, else scipy. Labels and probabilities are linear in any case."""
     overwrite_target_spacing: tuple[float, float, float] | None = None
     """Voxel spacing [mm] as z y x to resample to, instead of the one of the rules."""
     patch_size: tuple[int, int, int] | None = None

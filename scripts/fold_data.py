@@ -149,5 +149,5 @@ def refuse_other_preparation(model: Plan, folder_plan: Plan, folder: Path) -> No
     if changed:
         raise DatasetError(
             f"{folder} was prepared with another {', '.join(changed)} than the model was trained with. "
-            "Predict the raw scans with -i instead, or preprocess with the model's plan."
+            "Give the --plan that it was trained with, or predict the raw scans with -i instead."
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_preprocessing.formats.dicom_headers import (
     PARSER_ERRORS,
+    PIXEL_TAGS,
     Frame,
     frames_of,
     is_dicom,
@@ -90,11 +91,11 @@ def _series_uid(path: Path) -> str:
 
 def _decode(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(frames, rows, columns) as stored, in double precision."""
-    return decode(read_dicom(path), path, shape).astype(np.float64)
+    return decode(read_dicom(path, tags=PIXEL_TAGS), path, shape).astype(np.float64)
 
 
 def decode(data: Dataset, path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """(frames, rows, columns) of a data set that was read whole, as stored."""
+    """(frames, rows, columns) of a data set that was read with its pixels, as stored."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 

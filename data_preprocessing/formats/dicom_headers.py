@@ -62,6 +62,35 @@ TAGS = [
 ]
 
 
+PIXEL_TAGS = [
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "PixelData",
+]
+MASK_TAGS = [
+    *TAGS,
+    "SegmentationType",
+    "MaximumFractionalValue",
+    "SegmentSequence",
+    "StructureSetROISequence",
+    "ROIContourSequence",
+    "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
     """One slice: where it lies in DICOM's world (LPS, mm) and how its stored numbers become intensities."""
@@ -87,12 +116,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_dicom(path: Path, *, tags: Sequence[str] | None = None) -> Dataset:
-    """The data set of a file: the elements `tags` without pixels, or everything.
+    """The elements `tags` of a file, each of them parsed; without `tags` everything, parsed on demand.
 
     Raises VolumeError where it is damaged, or compressed as a whole, which cannot be read within bounds.
     """
     from pydicom import config, dcmread
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.filereader import read_file_meta_info
 
     # Values outside the standard's rules are common, and what is used of them is checked here.
@@ -105,8 +134,12 @@ def read_dicom(path: Path, *, tags: Sequence[str] | None = None) -> Dataset:
             raise refuse("E212", path, what, "convert it, for example with `dcmconv --write-xfer-little`.")
         if tags is None:
             return dcmread(path)
-        return dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-    except (InvalidDicomError, *PARSER_ERRORS) as error:
+        data = dcmread(path, stop_before_pixels="PixelData" not in tags, specific_tags=list(tags))
+        # Values are parsed when they are first asked for; what cannot be parsed is found here.
+        for _ in data.iterall():
+            pass
+        return data
+    except (InvalidDicomError, BytesLengthException, *PARSER_ERRORS) as error:
         what = f"the DICOM file is damaged or cut off ({type(error).__name__}: {error})."
         raise refuse("E202", path, what, "export or copy the file again.") from error
 
@@ -124,7 +157,7 @@ def is_image(header: Dataset) -> bool:
 
 def referenced_series(path: Path) -> set[str]:
     """The UIDs of the series that a SEG (directly) or an RTSTRUCT (below its frame of reference) names."""
-    data = read_dicom(path)
+    data = read_dicom(path, tags=MASK_TAGS)
     items = list(data.get("ReferencedSeriesSequence", None) or ())
     for reference in data.get("ReferencedFrameOfReferenceSequence", None) or ():
         for study in reference.get("RTReferencedStudySequence", None) or ():

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.path import Path as Polygon
 
 from data_preprocessing.formats.dicom import DicomStack
-from data_preprocessing.formats.dicom_headers import PARSER_ERRORS, read_dicom
+from data_preprocessing.formats.dicom_headers import MASK_TAGS, PARSER_ERRORS, read_dicom
 from data_preprocessing.formats.dicom_seg import SliceMask
 from data_preprocessing.volume import LPS_TO_RAS, refuse
 
@@ -24,7 +24,7 @@ HEIGHT_TOLERANCE = 0.1  # slices; how far a contour may lie above or below one
 
 def roi_names(path: Path) -> dict[int, str]:
     """ROI number -> name, of those that have closed contours."""
-    data = read_dicom(path)
+    data = read_dicom(path, tags=MASK_TAGS)
     return {number: name for number, name in _names(data, path).items() if _contours(data, number, path)}
 
 
@@ -33,7 +33,7 @@ def rtstruct_slices(path: Path, stack: DicomStack) -> Iterator[SliceMask]:
 
     Raises VolumeError where a contour lies outside the series or between two slices.
     """
-    data = read_dicom(path)
+    data = read_dicom(path, tags=MASK_TAGS)
     to_voxel = np.linalg.inv(LPS_TO_RAS @ stack.affine)
     for number, name in _names(data, path).items():
         inside: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(stack.frames[0].shape, bool))

@@ -13,8 +13,10 @@ import numpy as np
 
 from data_preprocessing.formats.dicom import DicomStack, decode
 from data_preprocessing.formats.dicom_headers import (
+    MASK_TAGS,
     PARSER_ERRORS,
     PER_FRAME,
+    PIXEL_TAGS,
     SHARED,
     Frame,
     placed_frames,
@@ -47,7 +49,7 @@ class SliceMask:
 
 def segment_names(path: Path) -> dict[int, str]:
     """Segment number -> name, without the background of a label map."""
-    return _names(read_dicom(path), path)
+    return _names(read_dicom(path, tags=MASK_TAGS), path)
 
 
 def seg_slices(path: Path, stack: DicomStack) -> Iterator[SliceMask]:
@@ -55,7 +57,7 @@ def seg_slices(path: Path, stack: DicomStack) -> Iterator[SliceMask]:
 
     Raises VolumeError where a frame does not lie on a slice of the image: nothing is resampled.
     """
-    data = read_dicom(path)
+    data = read_dicom(path, tags=[*MASK_TAGS, *PIXEL_TAGS])
     names = _names(data, path)
     frames = placed_frames(data, path)
     check_voxel_bytes((*frames[0].shape, len(frames)), 4, path)

@@ -195,7 +195,8 @@ def _data_file(fields: Mapping[str, str], path: Path) -> Path | None:
     if place.upper() == "LOCAL":
         return None
     # A name with a place in it, a list or a pattern could point anywhere on the machine.
-    if Path(place).name != place or place.upper().startswith("LIST") or "%" in place or place in ("", ".."):
+    is_name = Path(place).name == place and place not in ("", "..") and place.isprintable()
+    if not is_name or place.upper().startswith("LIST") or "%" in place:
         what = f"{LAST_KEY} is {place[:120]!r}; it should be LOCAL or one file name in the same folder."
         raise refuse("E110", path, what, "export the volume as one .mha file.")
     return path.with_name(place)

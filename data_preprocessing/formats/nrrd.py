@@ -128,8 +128,9 @@ def _header(content: bytes, path: Path) -> tuple[dict[str, Any], int]:
 
 def _check_fields(header: dict[str, Any], path: Path) -> None:
     missing = [key for key in ("dimension", "sizes", "type", "encoding") if key not in header]
-    if missing or len(header["sizes"]) != header["dimension"]:
-        what = f"the header lacks {missing or 'a size for each dimension'}."
+    per_axis = [header[key] for key in ("sizes", "kinds", "spacings") if key in header]
+    if missing or any(np.size(values) != header["dimension"] for values in per_axis):
+        what = f"the header lacks {missing or 'a size, kind or spacing for each dimension'}."
         raise refuse("E202", path, what, "export the volume as .nrrd again.")
     if "data file" in header or "datafile" in header:
         what = "the voxels lie in another file."
@@ -201,7 +202,7 @@ def _directions(header: dict[str, Any], num_axes: int, path: Path) -> np.ndarray
     ]
     if all(row.shape == (4,) for row in rows):
         rows = [row[:3] if row[:3].any() else np.full(3, np.nan) for row in rows]
-    if len(rows) != num_axes or any(row.shape != (3,) for row in rows):
+    if len(rows) != num_axes or any(row.shape != (3,) or np.isinf(row).any() for row in rows):
         what = f"space directions should hold {num_axes} vectors of 3 numbers, or none."
         raise refuse("E210", path, what, "write the true orientation into the header.")
     return np.array(rows)
@@ -233,7 +234,7 @@ def _affine(
 
 def _origin(header: dict[str, Any], path: Path) -> np.ndarray:
     origin = np.asarray(header.get("space origin", np.zeros(3)), float)
-    if origin.ndim != 1 or len(origin) not in (3, 4):
+    if origin.ndim != 1 or len(origin) not in (3, 4) or not np.isfinite(origin).all():
         what = f"space origin should hold 3 numbers, got {origin.tolist()}."
         raise refuse("E210", path, what, "write the true position into the header.")
     return origin[:3]

@@ -49,7 +49,8 @@ DECODER_ERRORS = (
     TypeError,
     AttributeError,
     RuntimeError,
-    OverflowError,
+    ArithmeticError,
+    AssertionError,
     struct.error,
     zlib.error,
 )
@@ -152,7 +153,7 @@ def _decoded(content: bytes, path: Path) -> tuple[np.ndarray, str]:
 def _only_series(file: TiffFile, held: int, path: Path) -> TiffPageSeries:
     """Refuses files of several images, too large ones, and pages whose data are missing."""
     if len(file.series) != 1:
-        what = f"the file holds {len(file.series)} images of different sizes."
+        what = f"the file holds {len(file.series)} images, or images of different sizes."
         raise refuse("E206", path, what, "store one picture or one volume per file, without previews.")
     series = file.series[0]
     if series.dtype is None:

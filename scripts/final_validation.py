@@ -21,6 +21,7 @@ from nnunet.evaluation.classification import (
 )
 from nnunet.evaluation.figures import Curve
 from nnunet.evaluation.overlap import CaseOverlap
+from nnunet.evaluation.postprocessing import MasksOfCase
 from nnunet.evaluation.report import REPORT_FILE, Fact, ReportPage, read_curves, write_report
 from nnunet.evaluation.summary import SegmentationSummary, summarise_segmentation, write_summaries
 from nnunet.evaluation.tables import write_overlap_table
@@ -28,9 +29,9 @@ from scripts.classical_fit import describe_scores
 from scripts.classifier_files import ClassicalScores, read_scores
 from scripts.evaluation_page import CURVES, PREDICTIONS_FILE, print_result
 from scripts.fold_data import FoldCases, refuse_other_preparation
+from scripts.members import METRICS_FILE
 from scripts.model_run import ModelRun, PredictionRow, open_model, prediction_row, write_predictions_table
 from scripts.prepared_prediction import (
-    Answer,
     draw_extremes,
     predict_prepared,
     score_answer,
@@ -44,7 +45,6 @@ from utils.run_log import RUN_SUMMARY, RunLog
 from utils.storage import write_array, write_json
 
 FOLDER = "validation"
-METRICS_FILE = "final_metrics.json"
 PROBABILITIES = "probabilities"  # a folder of its own: an array beside a mask would be taken for a second one
 
 
@@ -57,6 +57,53 @@ class ScoredCases:
     surfaces: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationScores:
+    """What held-out cases score; a part is None where no case has a mask, or none a class."""
+
+    segmentation: SegmentationSummary | None
+    classes: ClassificationSummary | None
+    volume_auroc: AreaUnderCurve | None
+    volume: VolumeBaseline | None
+    surface_dice: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """The fields of final_metrics.json."""
+        found = _metrics(self.segmentation, self.classes, self.volume_auroc)
+        found |= final_fields(self.classes, self.segmentation, self.surface_dice)
+        return found | {"volume_baseline": self.volume}
+
+
+def score_cases(
+    scored: ScoredCases, cases: Sequence[PreprocessedCase], plan: Plan, seed: int
+) -> ValidationScores:
+    """Scores over all cases together, with intervals over patients; `scored` has a row per case, in order."""
+    patients = {case.case_id: case.patient_id for case in cases}
+    resampling = Resampling(seed=seed, groups=tuple(patients[overlap.case_id] for overlap in scored.overlaps))
+    segmentation = None
+    if scored.overlaps:
+        segmentation = summarise_segmentation(scored.overlaps, resampling=resampling)
+    return ValidationScores(
+        segmentation=segmentation,
+        classes=score_classes(
+            cases,
+            [row.class_probs for row in scored.rows],
+            plan,
+            Resampling(seed=seed, groups=tuple(patients.values())),
+        ),
+        volume_auroc=_volume_auc(cases, scored.rows),
+        volume=_volume_baseline(cases, scored.rows, plan),
+        surface_dice=mean_by_label(scored.surfaces),
+    )
+
+
+def write_tables(folder: Path, scored: ScoredCases, plan: Plan) -> None:
+    """predictions.csv, metrics.csv and nnU-Net's summaries of scored cases."""
+    write_predictions_table(folder / PREDICTIONS_FILE, scored.rows, plan)
+    write_summaries(folder, scored.overlaps)
+    write_overlap_table(folder / "metrics.csv", scored.overlaps)
+
+
 def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_log: RunLog) -> Path:
     """Write masks, tables, final_metrics.json and report.html for the fold's validation cases."""
     started = time.perf_counter()
@@ -66,47 +113,38 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     refuse_other_preparation(plan, fold.plan, fold.folder)
     masks = options.results / FOLDER
     scored = _predict_and_score(run, fold, options, masks)
-    overlaps, rows = scored.overlaps, scored.rows
-    write_predictions_table(masks / PREDICTIONS_FILE, rows, plan)
-    patients = {case.case_id: case.patient_id for case in fold.validation}
-    groups = tuple(patients[overlap.case_id] for overlap in overlaps)
-    resampling = Resampling(seed=options.seed, groups=groups)
-    segmentation = summarise_segmentation(overlaps, resampling=resampling) if overlaps else None
-    classes = score_classes(
-        fold.validation,
-        [row.class_probs for row in rows],
-        plan,
-        Resampling(seed=options.seed, groups=tuple(patients.values())),
-    )
-    volume_auc, volume = _volume_auc(fold.validation, rows), _volume_baseline(fold.validation, rows, plan)
-    write_summaries(masks, overlaps)
-    write_overlap_table(masks / "metrics.csv", overlaps)
-    metrics = _metrics(segmentation, classes, volume_auc)
-    metrics |= final_fields(classes, segmentation, mean_by_label(scored.surfaces))
+    write_tables(masks, scored, plan)
+    scores = score_cases(scored, fold.validation, plan, options.seed)
     classical = read_scores(options.results, weights_hash(run.model.network))
-    metrics |= {"classifier": options.inference.classifier, "classical": classical}
-    metrics |= {
-        "volume_baseline": volume,
+    metrics = scores.record() | {
+        "classifier": options.inference.classifier,
+        "classical": classical,
         "checkpoint": str(checkpoint),
+        "network": weights_hash(run.model.network),
         "seconds": round(time.perf_counter() - started, 3),
     }
     write_json(options.results / METRICS_FILE, metrics)
-    if segmentation:
-        run_log.log(RUN_SUMMARY, {"final/dsc": segmentation.foreground_mean_dice})
+    if scores.segmentation:
+        run_log.log(RUN_SUMMARY, {"final/dsc": scores.segmentation.foreground_mean_dice})
     page = ReportPage(
         title=f"Validation of {plan.dataset}, fold {options.fold}",
         facts=(*_facts(options, fold, checkpoint), *_classical_facts(classical)),
-        segmentation=segmentation,
-        classification=classes,
-        volume_auroc=volume_auc,
-        volume=volume,
-        notes=(f"The classifier has collapsed: {classes.collapse}.",) if classes and classes.collapse else (),
-        overlays=draw_extremes(overlaps, fold.validation, masks, plan),
+        segmentation=scores.segmentation,
+        classification=scores.classes,
+        volume_auroc=scores.volume_auroc,
+        volume=scores.volume,
+        notes=collapse_notes(scores.classes),
+        overlays=draw_extremes(scored.overlaps, fold.validation, plan),
         curves=_curves(options.results / options.logname),
     )
     write_report(options.results / REPORT_FILE, page)
-    print_result(segmentation, classes, options.results / REPORT_FILE)
+    print_result(scores.segmentation, scores.classes, options.results / REPORT_FILE)
     return options.results / REPORT_FILE
+
+
+def collapse_notes(classes: ClassificationSummary | None) -> tuple[str, ...]:
+    """The report's warning where the classes are not told apart."""
+    return (f"The classifier has collapsed: {classes.collapse}.",) if classes and classes.collapse else ()
 
 
 def _predict_and_score(run: ModelRun, fold: FoldCases, options: RunOptions, masks: Path) -> ScoredCases:
@@ -122,7 +160,10 @@ def _predict_and_score(run: ModelRun, fold: FoldCases, options: RunOptions, mask
             write_array(path, answer.prediction.label_probs.astype(np.float16))
         if overlap := score_answer(answer, plan, masks):
             scored.overlaps.append(overlap)
-            scored.surfaces.append(_surface_dice(answer, overlap, plan))
+            assert answer.reference is not None  # the overlap was measured against it
+            case = answer.case
+            both = MasksOfCase(case_id=case.case_id, truth=answer.reference, predicted=answer.mask)
+            scored.surfaces.append(surface_dice(case, both, overlap, plan))
     return scored
 
 
@@ -151,15 +192,17 @@ def _volume_baseline(
     return volume_baseline(target[known], volumes[known], plan.class_names, patients=patients)
 
 
-def _surface_dice(answer: Answer, overlap: CaseOverlap, plan: Plan) -> dict[str, float]:
-    assert answer.reference is not None  # the overlap was measured against it
-    masks = MaskPairOnGrid(
-        truth=answer.reference,
-        predicted=answer.mask,
-        spacing_mm=answer.case.footprint.native_spacing_mm,
+def surface_dice(
+    case: PreprocessedCase, masks: MasksOfCase, overlap: CaseOverlap, plan: Plan
+) -> dict[str, float]:
+    """The surface Dice of one case by label name, on the grid of its scan."""
+    pair = MaskPairOnGrid(
+        truth=masks.truth,
+        predicted=masks.predicted,
+        spacing_mm=case.footprint.native_spacing_mm,
         ignore_label=plan.ignore_label,
     )
-    return surface_dice_by_label(overlap, masks)
+    return surface_dice_by_label(overlap, pair)
 
 
 def _facts(options: RunOptions, fold: FoldCases, checkpoint: Path) -> tuple[Fact, ...]:

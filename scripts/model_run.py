@@ -42,6 +42,16 @@ class ModelRun:
     amp: bool
     classifier: FittedClassifier | None = None
 
+    @property
+    def plan(self) -> Plan:
+        """What the model was trained for."""
+        return self.model.plan
+
+    @property
+    def tells_class(self) -> bool:
+        """Whether a prediction has class probabilities."""
+        return self.classifier is not None or self.model.network.branch is not None
+
     def predict(self, image: np.ndarray, case_id: str, spacing_mm: Spacing) -> Prediction:
         """The prediction for one prepared (C, D, H, W) volume; `spacing_mm` are the edges of its voxels."""
         prediction = predict_case(
@@ -85,7 +95,7 @@ class PredictionRow:
 
     case_id: str
     class_probs: tuple[float, ...]
-    volumes_ml: tuple[float, ...]  # per region, else per foreground label
+    volumes_ml: tuple[float, ...]  # per region, else per foreground label; empty where there is no mask
 
 
 def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
@@ -142,25 +152,33 @@ def find_checkpoint(results: Path) -> Path:
 
 
 def prediction_row(
-    prediction: Prediction, mask: np.ndarray, spacing_mm: Sequence[float], plan: Plan
+    prediction: Prediction, mask: np.ndarray | None, spacing_mm: Sequence[float], plan: Plan
 ) -> PredictionRow:
     """The table's line for one case; volumes are counted in its mask."""
+    probs = () if prediction.class_probs is None else tuple(prediction.class_probs.tolist())
+    volumes = () if mask is None else volumes_ml(mask, spacing_mm, plan)
+    return PredictionRow(case_id=prediction.case_id, class_probs=probs, volumes_ml=volumes)
+
+
+def volumes_ml(mask: np.ndarray, spacing_mm: Sequence[float], plan: Plan) -> tuple[float, ...]:
+    """Millilitres of each region, or else of each foreground label, in a mask of label values."""
     of_label = np.bincount(mask.ravel(), minlength=plan.num_labels)
     parts = plan.regions or [(label,) for label in range(1, plan.num_labels)]
     counts = np.array([of_label[list(labels)].sum() for labels in parts])
-    volumes = counts * float(np.prod(spacing_mm)) * ML_PER_MM3
-    probs = () if prediction.class_probs is None else tuple(prediction.class_probs.tolist())
-    return PredictionRow(case_id=prediction.case_id, class_probs=probs, volumes_ml=tuple(volumes.tolist()))
+    volumes: list[float] = (counts * float(np.prod(spacing_mm)) * ML_PER_MM3).tolist()
+    return tuple(volumes)
 
 
 def write_predictions_table(path: Path, rows: Sequence[PredictionRow], plan: Plan) -> None:
-    """predictions.csv: case, class probabilities, the most probable class, volumes."""
+    """predictions.csv: case, class probabilities, the most probable class, volumes where there are masks."""
     has_class = any(row.class_probs for row in rows)
+    has_volumes = not rows or any(row.volumes_ml for row in rows)
+    volume_columns = [f"volume_ml_{name}" for name in plan.target_names] if has_volumes else []
     names = plan.class_names if has_class else ()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     class_columns = [*(f"prob_{name}" for name in names), *(["predicted_class"] if has_class else [])]
-    writer.writerow(["case", *class_columns, *(f"volume_ml_{name}" for name in plan.target_names)])
+    writer.writerow(["case", *class_columns, *volume_columns])
     for row in rows:
         answer = [*(f"{p:.6f}" for p in row.class_probs)]
         if has_class:

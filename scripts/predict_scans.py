@@ -12,21 +12,16 @@ from pathlib import Path
 from data_preprocessing.cases import LoadedCase, load_case
 from data_preprocessing.dataset import read_dataset
 from data_preprocessing.prepare import PreparedArrays, prepare_case
-from data_preprocessing.restore import restore_label
 from data_preprocessing.scans import read_scans
 from data_preprocessing.volume_io import write_volume
+from nnunet.evaluation.postprocessing import Step, postprocess
 from scripts.class_output import write_class_output
-from scripts.model_run import (
-    ModelRun,
-    PredictionRow,
-    open_model,
-    planned_spacing_mm,
-    prediction_row,
-    write_predictions_table,
-)
+from scripts.ensemble import Ensemble, ScanAnswer, open_ensemble
+from scripts.model_postprocessing import choose_postprocessing
+from scripts.model_run import PredictionRow, prediction_row, write_predictions_table
 from scripts.prediction_shard import PredictionShard
 from scripts.run_options import ALL_CASES, RunOptions
-from utils.contracts import Plan, Prediction, RawCase
+from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
 from utils.options import describe
 from utils.prepared_folder import SPLITS
@@ -41,66 +36,93 @@ MAX_PENDING = 2  # predictions that may wait for the disk; each holds a volume o
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadyScan:
-    """A scan on the planned grid, or the reason why it is not."""
+    """A scan on the planned grids, or the reason why it is not."""
 
     case_id: str
     loaded: LoadedCase | None = None
-    arrays: PreparedArrays | None = None
+    arrays: tuple[PreparedArrays, ...] = ()  # one for each of the models' ways to prepare
     error: DatasetError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the masks go, and what is cleaned from them; without a folder there are no masks."""
+
+    folder: Path | None
+    plan: Plan
+    steps: tuple[Step, ...] = ()
 
 
 def predict_scans(options: RunOptions) -> Path:
     """Predict every scan of `--input` into `--output`; a bad scan is reported and the others go on."""
     assert options.input is not None  # the caller chose this story because of it
     shard = PredictionShard.parse(options.shard)
-    run = open_model(options)
-    plan = run.model.plan
-    scans = shard.share_of(_scans_of(options, run)[: options.test_limit], lambda scan: scan.case_id)
+    ensemble = open_ensemble(options)
+    scans = shard.share_of(_scans_of(options, ensemble)[: options.test_limit], lambda scan: scan.case_id)
     folder = options.output or options.results / PREDICTIONS
-    say(f"Predicting {len(scans)} scans on {run.device.type} into {folder}")
+    chosen = choose_postprocessing(options.postprocessing, ensemble)
+    say(f"Predicting {len(scans)} scans on {ensemble.runs[0].device.type} into {folder}{_by(ensemble)}")
     started = time.perf_counter()
-    rows: list[PredictionRow] = []
-    failures: list[str] = []
-    pending: deque[Future[PredictionRow]] = deque()
-    # One scan is read ahead and one restored and written behind while the network works on a third.
-    with ThreadPoolExecutor(max_workers=1) as writer:
-        for ready in progress(_ready_scans(scans, plan), total=len(scans), label="Predict"):
-            try:
-                pending.append(writer.submit(_write, folder, ready, _answer(run, ready), plan))
-            except DatasetError as error:
-                failures.append(str(error))
-            if len(pending) > MAX_PENDING:
-                rows.append(pending.popleft().result())
-        rows.extend(future.result() for future in pending)
+    target = Target(folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps)
+    rows, failures = _predict(scans, ensemble, target)
     table = shard.file_of(folder / TABLE)
-    write_predictions_table(table, rows, plan)
-    write_class_output(options.class_output or folder, rows, plan, shard)
+    write_predictions_table(table, rows, ensemble.plan)
+    write_class_output(options.class_output or folder, rows, ensemble.plan, shard)
     seconds = time.perf_counter() - started
     write_json(
         shard.file_of(folder / "run.json"),
         {
             "options": describe(options),
+            "checkpoints": [member.checkpoint for member in ensemble.members],
+            "postprocessing": {"file": chosen.file, "steps": chosen.steps},
             "cases": len(rows),
             "failures": failures,
             "seconds": round(seconds, 3),
         },
     )
     say(
-        f"{len(rows)} masks and {table.name} in {folder}, {seconds:.1f} s "
-        f"({seconds / max(len(scans), 1):.2f} s per scan)"
+        f"{len(rows)} {'masks' if ensemble.has_masks else 'classes'} and {table.name} in {folder}, "
+        f"{seconds:.1f} s ({seconds / max(len(scans), 1):.2f} s per scan)"
     )
     if failures:
         raise DatasetError("\n".join(failures))
     return folder
 
 
-def _scans_of(options: RunOptions, run: ModelRun) -> tuple[RawCase, ...]:
+def _predict(
+    scans: Sequence[RawCase], ensemble: Ensemble, target: Target
+) -> tuple[list[PredictionRow], list[str]]:
+    """A row for each scan, and what is wrong with the others.
+
+    One scan is read ahead and one restored and written behind while the network works on a third.
+    """
+    rows: list[PredictionRow] = []
+    failures: list[str] = []
+    pending: deque[Future[PredictionRow]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        for ready in progress(_ready_scans(scans, ensemble.plans), total=len(scans), label="Predict"):
+            try:
+                pending.append(writer.submit(_write, target, ready, _answer(ensemble, ready)))
+            except DatasetError as error:
+                failures.append(str(error))
+            if len(pending) > MAX_PENDING:
+                rows.append(pending.popleft().result())
+        rows.extend(future.result() for future in pending)
+    return rows, failures
+
+
+def _by(ensemble: Ensemble) -> str:
+    count = len(ensemble.members)
+    return f" by {count} models" if count > 1 else ""
+
+
+def _scans_of(options: RunOptions, ensemble: Ensemble) -> tuple[RawCase, ...]:
     """A scan, the scans of a folder, or the held-out cases of a raw dataset.
 
     The folds are the dataset's own, else those of the training in the results folder; without folds, the test
     cases.
     """
-    source, plan = options.input, run.model.plan
+    source, plan = options.input, ensemble.plan
     assert source is not None  # the caller chose this story because of it
     if not (source / "dataset.json").is_file():
         # The foreground channel is made here, it has no file.
@@ -115,49 +137,49 @@ def _scans_of(options: RunOptions, run: ModelRun) -> tuple[RawCase, ...]:
     cases = {case.case_id: case for case in dataset.training}
     patients = {case_id: case.patient_id for case_id, case in cases.items()}
     held_out = pick_fold(read_folds(splits), options.fold, patients=patients, source=splits).val
-    run.refuse_training_cases(held_out)
+    ensemble.refuse_training_cases(held_out)
     # Without the label: prediction must not depend on it, nor stop because of it.
     return tuple(replace(cases[case_id], label=None) for case_id in sorted(held_out))
 
 
-def _ready_scans(scans: Sequence[RawCase], plan: Plan) -> Iterator[ReadyScan]:
+def _ready_scans(scans: Sequence[RawCase], plans: Sequence[Plan]) -> Iterator[ReadyScan]:
     with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(_prepare, scans[0], plan) if scans else None
+        ahead = reader.submit(_prepare, scans[0], plans) if scans else None
         upcoming = iter(scans[1:])
         while ahead is not None:
             ready = ahead.result()
             following = next(upcoming, None)
-            ahead = reader.submit(_prepare, following, plan) if following else None
+            ahead = reader.submit(_prepare, following, plans) if following else None
             yield ready
 
 
-def _prepare(scan: RawCase, plan: Plan) -> ReadyScan:
+def _prepare(scan: RawCase, plans: Sequence[Plan]) -> ReadyScan:
     try:
         loaded = load_case(scan)
-        return ReadyScan(case_id=scan.case_id, loaded=loaded, arrays=prepare_case(loaded, plan, mode="test"))
+        arrays = tuple(prepare_case(loaded, plan, mode="test") for plan in plans)
+        return ReadyScan(case_id=scan.case_id, loaded=loaded, arrays=arrays)
     except DatasetError as error:
         return ReadyScan(case_id=scan.case_id, error=error)
 
 
-def _answer(run: ModelRun, ready: ReadyScan) -> Prediction:
-    if ready.arrays is None:
+def _answer(ensemble: Ensemble, ready: ReadyScan) -> ScanAnswer:
+    if not ready.arrays:
         raise ready.error or DatasetError(f"Case {ready.case_id} could not be prepared.")
-    return run.predict(ready.arrays.image, ready.case_id, planned_spacing_mm(ready.arrays.footprint))
+    return ensemble.answer(ready.arrays, ready.case_id)
 
 
-def _write(folder: Path, ready: ReadyScan, prediction: Prediction, plan: Plan) -> PredictionRow:
-    loaded, arrays = ready.loaded, ready.arrays
+def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRow:
+    loaded = ready.loaded
     assert loaded is not None  # _answer raises for a scan that could not be read
-    assert arrays is not None
-    mask = restore_label(
-        prediction.label_probs, arrays.footprint, regions_class_order=plan.regions_class_order
-    )
-    write_volume(
-        folder / f"{ready.case_id}{loaded.mask_ending}",
-        mask,
-        affine=loaded.affine,
-        qform_code=loaded.qform_code,
-        sform_code=loaded.sform_code,
-        spacing_mm=loaded.spacing_mm,
-    )
-    return prediction_row(prediction, mask, loaded.spacing_mm, plan)
+    mask = None
+    if target.folder is not None:
+        mask = postprocess(answer.mask(target.plan), target.steps)
+        write_volume(
+            target.folder / f"{ready.case_id}{loaded.mask_ending}",
+            mask,
+            affine=loaded.affine,
+            qform_code=loaded.qform_code,
+            sform_code=loaded.sform_code,
+            spacing_mm=loaded.spacing_mm,
+        )
+    return prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,13 +16,27 @@ from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.classification import ClassificationSummary, summarise_classification
 from nnunet.evaluation.figures import overlay_png
 from nnunet.evaluation.overlap import CaseOverlap, CaseSource, OverlapRules, evaluate_case, overlap_rules
+from nnunet.evaluation.postprocessing import MasksOfCase, Step, postprocess
 from nnunet.evaluation.report import Overlay, extreme_cases
 from scripts.mask_pairs import without_ignored
-from scripts.model_run import ML_PER_MM3, ModelRun, planned_spacing_mm
-from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase
+from scripts.model_run import ML_PER_MM3, planned_spacing_mm
+from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase, Spacing
 from utils.prepared_folder import ORIGINAL_LABEL, case_file
 from utils.run_log import progress
 from utils.storage import read_array
+
+
+class Predicts(Protocol):
+    """A model, or several that were prepared for alike."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was trained for."""
+        ...
+
+    def predict(self, image: np.ndarray, case_id: str, spacing_mm: Spacing) -> Prediction:
+        """The prediction for one prepared (C, D, H, W) volume."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,17 +49,24 @@ class Answer:
     reference: np.ndarray | None
 
 
-def predict_prepared(run: ModelRun, cases: Sequence[PreprocessedCase]) -> Iterator[Answer]:
-    """The answers for `cases`, one by one, so that one volume of probabilities is held at a time."""
-    order = run.model.plan.regions_class_order
+def predict_prepared(
+    run: Predicts, cases: Sequence[PreprocessedCase], steps: Sequence[Step] = ()
+) -> Iterator[Answer]:
+    """The answers for `cases`, one by one, so that one volume of probabilities is held at a time.
+
+    Masks are cleaned by the `steps` of a postprocessing.
+    """
+    order = run.plan.regions_class_order
     for case in progress(cases, total=len(cases), label="Predict"):
         spacing_mm = planned_spacing_mm(case.footprint)
         prediction = run.predict(read_array(case.image), case.case_id, spacing_mm)
         yield Answer(
             case=case,
             prediction=prediction,
-            mask=restore_label(prediction.label_probs, case.footprint, regions_class_order=order),
-            reference=_native_reference(case),
+            mask=postprocess(
+                restore_label(prediction.label_probs, case.footprint, regions_class_order=order), steps
+            ),
+            reference=native_reference(case),
         )
 
 
@@ -52,7 +74,7 @@ def write_mask(folder: Path, answer: Answer) -> None:
     """The mask on the grid of its scan, in the format of its scan."""
     footprint = answer.case.footprint
     write_volume(
-        folder / f"{answer.case.case_id}{footprint.mask_ending}",
+        mask_file(folder, answer.case),
         answer.mask,
         affine=np.array(footprint.affine),
         qform_code=footprint.qform_code,
@@ -72,20 +94,30 @@ def rules_of(plan: Plan) -> OverlapRules:
     )
 
 
+def mask_file(folder: Path, case: PreprocessedCase) -> Path:
+    """Where the mask of a case lies in a folder of predictions."""
+    return folder / f"{case.case_id}{case.footprint.mask_ending}"
+
+
 def score_answer(answer: Answer, plan: Plan, folder: Path) -> CaseOverlap | None:
     """Overlap of one answer on the scanner's grid; None where the case has no reference."""
     if answer.reference is None:
         return None
-    case_id = answer.case.case_id
+    masks = MasksOfCase(case_id=answer.case.case_id, truth=answer.reference, predicted=answer.mask)
+    return score_masks(answer.case, masks, plan, mask_file(folder, answer.case))
+
+
+def score_masks(case: PreprocessedCase, masks: MasksOfCase, plan: Plan, file: Path) -> CaseOverlap:
+    """Overlap of the mask in `file` with the case's reference."""
     return evaluate_case(
-        case_id,
-        answer.reference,
-        answer.mask,
+        case.case_id,
+        masks.truth,
+        masks.predicted,
         rules_of(plan),
         source=CaseSource(
-            voxel_ml=float(np.prod(answer.case.footprint.native_spacing_mm)) * ML_PER_MM3,
-            reference_file=f"{case_id}{ORIGINAL_LABEL}",
-            prediction_file=str(folder / f"{case_id}{answer.case.footprint.mask_ending}"),
+            voxel_ml=float(np.prod(case.footprint.native_spacing_mm)) * ML_PER_MM3,
+            reference_file=f"{case.case_id}{ORIGINAL_LABEL}",
+            prediction_file=str(file),
         ),
     )
 
@@ -101,17 +133,17 @@ def score_classes(
 
 
 def draw_extremes(
-    overlaps: Sequence[CaseOverlap], cases: Sequence[PreprocessedCase], masks: Path, plan: Plan
+    overlaps: Sequence[CaseOverlap], cases: Sequence[PreprocessedCase], plan: Plan
 ) -> tuple[Overlay, ...]:
-    """The best, the median and the worst case as pictures in the radiological view."""
+    """The best, the median and the worst case as pictures in the radiological view, their masks from disk."""
     by_id = {case.case_id: case for case in cases}
     overlays = []
     for chosen in extreme_cases(overlaps):
         case = by_id[chosen.case.case_id]
         footprint = case.footprint
         image = restore_map(read_array(case.image)[0].astype(np.float32), footprint)
-        mask = read_label_volume(masks / f"{case.case_id}{footprint.mask_ending}").voxels
-        reference = _native_reference(case)
+        mask = read_label_volume(Path(chosen.case.prediction_file)).voxels
+        reference = native_reference(case)
         assert reference is not None  # it was scored
         volumes = (image, without_ignored(reference, plan.ignore_label), mask)
         turned = [to_planned_axes(volume, orientation=footprint.orientation) for volume in volumes]
@@ -123,7 +155,7 @@ def draw_extremes(
     return tuple(overlays)
 
 
-def _native_reference(case: PreprocessedCase) -> np.ndarray | None:
+def native_reference(case: PreprocessedCase) -> np.ndarray | None:
     """The reference in file axes, from the stored label that was cropped but never resampled."""
     path = case_file(case.image.parent, case.case_id, ORIGINAL_LABEL)
     if not path.is_file():

@@ -25,6 +25,8 @@ Recipe = Literal[
     "multi_scale_focal",
 ]
 ALL_CASES = "all"  # of --fold
+AUTO, NO_POSTPROCESSING = "auto", "none"  # of --postprocessing
+SEGMENTATION, CLASSIFICATION = "segmentation", "classification"  # of --predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,21 @@ class RunOptions:
     ckpt_path: Path | None = None
     """Checkpoint to predict with or to evaluate, unset: the best one in the results folder; with --exec_mode
     train its weights, as far as they fit, are those to start from."""
+    members: tuple[Path, ...] = ()
+    """Models that predict together by the mean of their probabilities: checkpoints, results of trainings or
+    of cross-validations; each path counts alike. Unset: the model of --results, or all folds of a
+    cross-validation there."""
+    folds: tuple[int, ...] = ()
+    """Folds of a cross-validation: those to train (scripts/crossval.py), or those that predict together;
+    unset: all."""
+    folds_at_once: int | None = None
+    """How many folds scripts/crossval.py trains at the same time; unset: one for every --gpus GPUs that are
+    there."""
+    predictor: Literal["segmentation", "classification"] | None = None
+    """What a prediction writes: masks and volumes, or classes; unset: all that the checkpoint predicts."""
+    postprocessing: str = AUTO
+    """Which components of a predicted mask are removed: a postprocessing.json; auto: that of the models'
+    results, where there is one; none: no component."""
     input: Path | None = field(default=None, metadata={"aliases": ("-i",)})
     """Scan, folder of scans, or raw dataset (its held-out cases); unset: preprocessed cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
@@ -101,6 +118,7 @@ class RunOptions:
         if self.fold != ALL_CASES:
             check_number("fold", self.fold, least=0)
         check_number("nfolds", self.nfolds, least=2)
+        check_number("folds_at_once", self.folds_at_once, least=1)
         check_number("warmup", self.warmup, least=1)
         check_number("seed", self.seed, least=0, below=2**63)
         if Path(self.logname).name != self.logname or not self.logname:

@@ -41,7 +41,7 @@ REFUSED = {
 USUAL = "nvidia"
 RECIPES: dict[str, dict[str, Any]] = {USUAL: {}, "nnunet": NNUNET, **class_recipes(NNUNET)}
 RULES = OptionRules(preset="recipe", usual_preset=USUAL, presets=RECIPES, refused=REFUSED)
-TRAINING_PROGRAMS = ("main.py", "train.py")
+TRAINING_PROGRAMS = ("main.py", "train.py", "crossval.py")
 # NVIDIA's training script: epochs, and those before the first validation; on several GPUs (True), on one.
 SCRIPT_EPOCHS, SCRIPT_SKIPPED = {True: 600, False: 300}, {True: 150, False: 100}
 

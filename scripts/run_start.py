@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.class_recipes import FINE_TUNING
-from scripts.run_options import RunOptions
+from scripts.run_options import AUTO, RunOptions
 from utils.errors import UserError
 from utils.run_log import say
 
@@ -17,15 +17,26 @@ def tell_single_process(options: RunOptions) -> None:
         )
 
 
-def _refuse_predicting(options: RunOptions) -> None:
+def refuse_crossval(options: RunOptions) -> None:
+    """UserError for an option that is about several trainings, in a command that runs none or one."""
+    if options.folds_at_once is not None:
+        raise UserError("--folds_at_once is for scripts/crossval.py, which trains several folds.")
+
+
+def refuse_predicting(options: RunOptions, *, but: str = "") -> None:
+    """UserError for options that only a prediction has; `but` names one that this command takes too."""
     given = {
         "--input": options.input,
         "--output": options.output,
         "--class_output": options.class_output,
         "--shard": options.shard,
         "--save_preds": options.save_preds,
+        "--members": options.members,
+        "--folds": options.folds,
+        "--predictor": options.predictor,
+        "--postprocessing": options.postprocessing != AUTO,
     }
-    if wrong := [name for name, value in given.items() if value]:
+    if wrong := [name for name, value in given.items() if value and name != but]:
         raise UserError(
             f"{', '.join(wrong)}: only a prediction has that. Leave it away, or add --exec_mode predict."
         )
@@ -36,7 +47,8 @@ def refuse_contradictory_start(options: RunOptions) -> None:
 
     Also for options that only a prediction has.
     """
-    _refuse_predicting(options)
+    refuse_predicting(options)
+    refuse_crossval(options)
     training = options.training
     if training.resume_training:
         if options.ckpt_path is not None:

@@ -54,7 +54,7 @@ class Postprocessing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MaskPair:
+class MasksOfCase:
     """Reference and prediction of one case, label values (X, Y, Z) on one grid."""
 
     case_id: str
@@ -62,7 +62,7 @@ class MaskPair:
     predicted: np.ndarray
 
 
-ReadPairs = Callable[[], Iterable[MaskPair]]  # from the first case on at each call: masks are not kept
+ReadMasks = Callable[[], Iterable[MasksOfCase]]  # from the first case on at each call: masks are not kept
 
 
 def postprocess(mask: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
@@ -83,12 +83,13 @@ def keep_largest(mask: np.ndarray, step: Step) -> np.ndarray:
     if not boxes:
         return mask
     box = boxes[0]
-    components, count = ndimage.label(is_structure[box], structure=TOUCHING)
+    components = np.zeros(is_structure[box].shape, np.int32)
+    ndimage.label(is_structure[box], structure=TOUCHING, output=components)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0  # what is not the structure
     is_removed = sizes < sizes.max()
     is_removed[0] = False
-    if count < 2 or not is_removed.any():
+    if not is_removed.any():
         return mask
     kept = mask.copy()
     kept[box][is_removed[components]] = step.replacement
@@ -121,25 +122,25 @@ def structure_steps(rules: OverlapRules) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def find_postprocessing(read_pairs: ReadPairs, rules: OverlapRules) -> Postprocessing:
+def find_postprocessing(read_masks: ReadMasks, rules: OverlapRules) -> Postprocessing:
     """The steps that raise the mean Dice of these cases, which no model that made the masks was trained on.
 
     The masks are read two or three times, with regions once for each and once before, and one case is held at
     a time.
     """
     whole = whole_step(rules)
-    before, after = _measured(read_pairs, rules, ((), (whole,)))
+    before, after = _measured(read_masks, rules, ((), (whole,)))
     trials = [_trial(whole, before, after)]
     steps, base = ((whole,), after) if trials[0].is_applied else ((), before)
     for group in _independent(structure_steps(rules), rules):
-        tried = _measured(read_pairs, rules, [(*steps, step) for step in group])
+        tried = _measured(read_masks, rules, [(*steps, step) for step in group])
         judged = [
             _structure_trial(step, base, overlaps, rules) for step, overlaps in zip(group, tried, strict=True)
         ]
         trials += judged
         if helpful := tuple(trial.step for trial in judged if trial.is_applied):
             steps = (*steps, *helpful)
-            base = tried[0] if len(group) == 1 else _measured(read_pairs, rules, (steps,))[0]
+            base = tried[0] if len(group) == 1 else _measured(read_masks, rules, (steps,))[0]
     return Postprocessing(
         steps=steps,
         trials=tuple(trials),
@@ -170,11 +171,11 @@ def mean_dice(cases: Sequence[CaseOverlap]) -> float:
 
 
 def _measured(
-    read_pairs: ReadPairs, rules: OverlapRules, variants: Sequence[tuple[Step, ...]]
+    read_masks: ReadMasks, rules: OverlapRules, variants: Sequence[tuple[Step, ...]]
 ) -> list[list[CaseOverlap]]:
     """The overlap of every case for each variant of steps; what a step leaves as it is is counted once."""
     found: list[list[CaseOverlap]] = [[] for _ in variants]
-    for pair in read_pairs():
+    for pair in read_masks():
         unchanged: CaseOverlap | None = None
         for overlaps, steps in zip(found, variants, strict=True):
             mask = postprocess(pair.predicted, steps)

@@ -5,7 +5,7 @@ import pytest
 
 from nnunet.evaluation.overlap import OverlapRules, overlap_rules
 from nnunet.evaluation.postprocessing import (
-    MaskPair,
+    MasksOfCase,
     Postprocessing,
     Step,
     find_postprocessing,
@@ -30,7 +30,7 @@ def line(*values: int) -> np.ndarray:
 
 
 def find(*pairs: tuple[np.ndarray, np.ndarray], rules: OverlapRules = RULES) -> Postprocessing:
-    read = [MaskPair(case_id=str(i), truth=truth, predicted=mask) for i, (truth, mask) in enumerate(pairs)]
+    read = [MasksOfCase(case_id=str(i), truth=truth, predicted=mask) for i, (truth, mask) in enumerate(pairs)]
     return find_postprocessing(lambda: read, rules)
 
 

@@ -80,7 +80,7 @@ def read_stack(opened: DicomStack) -> Volume:
     for path, members in groupby(by_file, key=lambda item: item[1].file):
         decoded = _decode(path, (rows, columns))
         for place, frame in members:
-            voxels[place] = decoded[frame.index] * frame.slope + frame.intercept
+            voxels[place] = decoded[frame.index].astype(np.float64) * frame.slope + frame.intercept
     path = opened.frames[0].file
     return placed_volume(voxels.transpose(2, 1, 0), opened.affine, path, has_position=True)
 
@@ -90,8 +90,8 @@ def _series_uid(path: Path) -> str:
 
 
 def _decode(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """(frames, rows, columns) as stored, in double precision."""
-    return decode(read_dicom(path, tags=PIXEL_TAGS), path, shape).astype(np.float64)
+    """(frames, rows, columns) as stored."""
+    return decode(read_dicom(path, tags=PIXEL_TAGS), path, shape)
 
 
 def decode(data: Dataset, path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -61,6 +62,30 @@ def test_a_mask_written_as_seg_comes_back_voxel_by_voxel(series: DicomStack, tmp
     assert written.StudyInstanceUID == source.StudyInstanceUID
     assert written.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert written.NumberOfFrames == 3  # empty slices are left out
+
+
+def test_a_fraction_counts_from_one_half(series: DicomStack, tmp_path: Path) -> None:
+    probabilities = np.zeros(SHAPE, np.float32)
+    probabilities[1, 1, :], probabilities[2, 1, :] = 0.4, 0.6
+    write_seg(tmp_path / "binary.dcm", a_mask(), series, ["organ", "lesion"])
+    written = highdicom.seg.Segmentation(
+        source_images=[dcmread(frame.file) for frame in series.frames],
+        pixel_array=probabilities.transpose(2, 1, 0),
+        segmentation_type="FRACTIONAL",
+        segment_descriptions=[highdicom.seg.segread(tmp_path / "binary.dcm").get_segment_description(1)],
+        series_instance_uid="1.2.77",
+        series_number=7,
+        sop_instance_uid="1.2.78",
+        instance_number=1,
+        manufacturer="none",
+        manufacturer_model_name="none",
+        software_versions="1",
+        device_serial_number="0",
+    )
+    written.save_as(tmp_path / "fraction.dcm")
+    label = painted([tmp_path / "fraction.dcm"], series)
+    assert label[2, 1].all()
+    assert int(label.sum()) == SHAPE[2]
 
 
 def test_a_seg_knows_its_series(series: DicomStack, tmp_path: Path) -> None:
@@ -131,6 +156,8 @@ def test_structures_that_overlap_need_an_order(series: DicomStack, tmp_path: Pat
         painted([path], series)
     label = painted([path], series, may_overlap=True)
     assert (int((label == 1).sum()), int((label == 2).sum())) == (4 * 3 - 4, 3 * 2)
+    turned = label_map([path], series, {"lesion": 1, "organ": 2}, may_overlap=True)
+    assert (int((turned == 1).sum()), int((turned == 2).sum())) == (3 * 2 - 4, 4 * 3)
 
 
 @pytest.mark.parametrize("damage", ["StructureSetROISequence", "ReferencedFrameOfReferenceSequence"])

@@ -134,6 +134,13 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, ending: str, share: f
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_voxels_without_their_checksum_are_cut_off(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"cut{ending}", VOXELS)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert fault_of(path) == "E203"
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_a_wrong_checksum_is_seen(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"flipped{ending}", VOXELS)
     content = bytearray(path.read_bytes())

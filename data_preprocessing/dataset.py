@@ -24,7 +24,7 @@ from data_preprocessing.class_table import (
     with_classes,
     with_patients,
 )
-from data_preprocessing.dataset_json import parse_channels, parse_labels, read_description
+from data_preprocessing.dataset_json import parse_channels, parse_labels, parse_left_right, read_description
 from data_preprocessing.faults import DatasetFaults, errors_of, make_fault
 from utils.contracts import Dataset, RawCase
 from utils.errors import Fault, UserError
@@ -91,6 +91,7 @@ def describe_dataset(root: Path, *, allow_external: bool = False) -> DatasetRead
         region_names=scheme.region_names,
         regions_class_order=scheme.region_values,
         ignore_label=scheme.ignore_label,
+        left_right_pairs=parse_left_right(data, scheme, file, faults),
     )
     return DatasetReading(dataset=dataset, faults=tuple(faults))
 

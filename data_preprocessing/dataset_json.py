@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocessing.faults import make_fault
-from utils.errors import DatasetError, Fault, StorageFault
+from utils.errors import DatasetError, Fault, StorageFault, UserError
+from utils.left_right import declared_pairs
 from utils.storage import read_json
 
+LEFT_RIGHT_KEY = "left_right_pairs"
 KNOWN_KEYS = (
     "name",
     "channel_names",
@@ -25,6 +27,7 @@ KNOWN_KEYS = (
     "dataset",
     "classification",
     "grouping",
+    LEFT_RIGHT_KEY,
 )
 IGNORE_NAME = "ignore"  # nnU-Net's name for voxels that take no part in the loss
 SPELLING_CUTOFF = 0.8  # difflib ratio from which an unknown key is taken for a misspelt one
@@ -119,6 +122,28 @@ def parse_labels(data: dict[str, Any], file: Path, faults: list[Fault]) -> Label
     if any(isinstance(value, list) for value in labels.values()):
         return _region_scheme(labels, data.get("regions_class_order"), file, faults)
     return _plain_scheme(labels, file, faults)
+
+
+def parse_left_right(
+    data: dict[str, Any], scheme: LabelScheme, file: Path, faults: list[Fault]
+) -> tuple[tuple[int, int], ...] | None:
+    """Label values that change places where left and right do, from pairs of names in `left_right_pairs`.
+
+    None where the key is absent: names are looked at then. An empty list says that there are none.
+    """
+    named = data.get(LEFT_RIGHT_KEY)
+    if named is None or not scheme.names:
+        return None
+    fix = f'write for example "{LEFT_RIGHT_KEY}": [["kidney_left", "kidney_right"]].'
+    if not isinstance(named, list) or not all(isinstance(pair, list) for pair in named):
+        what = f"{LEFT_RIGHT_KEY} should be a list of pairs of names, got {_shown(named)}."
+        faults.append(make_fault("E103", file, what, fix))
+        return None
+    try:
+        return declared_pairs(named, scheme.names, scheme.regions, scheme.region_names)
+    except UserError as error:
+        faults.append(make_fault("E103", file, f"{LEFT_RIGHT_KEY}: {error}", fix))
+        return None
 
 
 def _plain_scheme(labels: dict[str, int], file: Path, faults: list[Fault]) -> LabelScheme:

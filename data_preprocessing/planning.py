@@ -112,12 +112,16 @@ def _with_published(options: PlannerOptions, preset: Preset) -> PlannerOptions:
 
 
 def with_regions(plan: Plan, dataset: Dataset) -> Plan:
-    """The plan with the dataset's regions; they change what a network learns, not the prepared arrays."""
+    """The plan with the dataset's regions, and its labels that change places where left and right do.
+
+    They change what a network learns, not the prepared arrays.
+    """
     return replace(
         plan,
         regions=dataset.regions,
         region_names=dataset.region_names,
         regions_class_order=dataset.regions_class_order,
+        left_right_pairs=dataset.left_right_pairs,
     )
 
 

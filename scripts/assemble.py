@@ -42,6 +42,7 @@ from scripts.run_options import RunOptions
 from scripts.trained_plan import architecture_of
 from utils.contracts import Plan
 from utils.errors import UserError
+from utils.left_right import left_right_line
 from utils.run_log import say
 
 
@@ -250,8 +251,12 @@ def summary(fold: FoldCases, parts: TrainingParts) -> str:
 
 
 def start_lines(parts: TrainingParts) -> list[str]:
-    """What a person should know of where the weights come from and which of them learn; often nothing."""
+    """What a person should know of where the weights come from, which of them learn, and of left and right.
+
+    Often nothing.
+    """
     lines = [] if parts.warm_start is None else [f"{parts.warm_start}."]
+    lines += filter(None, [left_right_line(parts.module.plan)])
     weights = list(parts.module.network.parameters())
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     if learning < sum(weight.numel() for weight in weights):

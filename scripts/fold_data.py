@@ -12,6 +12,7 @@ from scripts.run_options import ALL_CASES, RunOptions
 from scripts.trained_plan import trained_plan
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
+from utils.left_right import with_left_right
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, own_folder, plan_file, plan_names
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
@@ -84,7 +85,9 @@ def read_fold(options: RunOptions) -> FoldCases:
         fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
     return FoldCases(
         folder=folder,
-        plan=trained_plan(plan, options.network),
+        plan=with_left_right(
+            trained_plan(plan, options.network), options.mirror_left_right, options.left_right_pairs
+        ),
         training=tuple(cases[name] for name in sorted(fold.train)),
         validation=tuple(cases[name] for name in sorted(fold.val)),
         folds=folds,

@@ -14,6 +14,7 @@ import torch
 
 from nnunet.blocks import flatten_depth
 from nnunet.case_features import ML_PER_MM3, PredictedVolume, case_features, weights_hash
+from nnunet.inference.mirroring import LeftRight, left_right_of
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
@@ -25,7 +26,8 @@ from nnunet.training.trainer import choose_machine, kept_checkpoints, last_check
 from scripts.classifier_files import BRANCH, load_classifier
 from scripts.run_options import RunOptions
 from utils.contracts import Footprint, Plan, Prediction, Spacing
-from utils.errors import DatasetError
+from utils.errors import DatasetError, UserError
+from utils.left_right import AUTO, SWAP
 from utils.storage import atomic_file
 
 
@@ -113,6 +115,7 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
         mirror=inference.tta,
         coding=LabelCoding.of_plan(model.plan),
         class_vote=inference.class_vote,
+        left_right=_left_right(options, model.plan),
     )
     return ModelRun(
         model=model,
@@ -121,6 +124,17 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
         amp=options.training.amp,
         classifier=_classifier(options, model, path),
     )
+
+
+def _left_right(options: RunOptions, plan: Plan) -> LeftRight:
+    """How the mirrored views treat left and right: as in training, unless the options say otherwise."""
+    choice = options.mirror_left_right
+    if choice == SWAP and not plan.left_right_pairs:
+        raise UserError(
+            "--mirror_left_right swap: this model was trained without pairs of left and right labels. Leave "
+            "the option away to mirror as in its training."
+        )
+    return left_right_of(plan, plan.left_right if choice == AUTO else choice)
 
 
 def _classifier(options: RunOptions, model: TrainedModel, checkpoint: Path) -> FittedClassifier | None:

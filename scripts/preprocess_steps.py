@@ -227,8 +227,8 @@ def _source_of_settings(plan: Plan, task: PublishedTask, options: PlannerOptions
 
 
 def _has_labels_of(dataset: Dataset, plan: Plan) -> bool:
-    """Whether regions and ignore label, which the fingerprint does not carry, are still the dataset's."""
-    names = ("regions", "region_names", "regions_class_order", "ignore_label")
+    """Whether what the fingerprint does not carry (regions, ignore label, sides) is still the dataset's."""
+    names = ("regions", "region_names", "regions_class_order", "ignore_label", "left_right_pairs")
     return all(getattr(plan, name) == getattr(dataset, name) for name in names)
 
 

@@ -10,6 +10,7 @@ from nnunet.training.trainer import Machine
 from scripts.assemble import TrainingParts
 from scripts.run_options import RunOptions
 from utils.contracts import Plan
+from utils.left_right import AUTO
 from utils.options import describe
 
 Resolved = dict[str, tuple[Any, str]]  # option: its value in this run, and where that comes from
@@ -35,6 +36,8 @@ def _of_loading(options: RunOptions, plan: Plan, parts: TrainingParts) -> Resolv
         is_cut = len(parts.loader) == options.training.train_batches
         source = "--train_batches" if is_cut else "one pass over the cases"
         found["steps_per_epoch"] = (len(parts.loader), source)
+    if options.mirror_left_right == AUTO:
+        found["mirror_left_right"] = (plan.left_right, "labels")
     if loader.augment_in == "auto":
         found["augment_in"] = ("host" if shard.on_host else "graph", "device")
     if loader.num_workers != shard.num_threads:

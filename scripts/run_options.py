@@ -106,6 +106,13 @@ class RunOptions:
     """Predict part i of n of the sorted cases, as 1/4 to 4/4: one job each, in any order, on any machines."""
     save_preds: bool = False
     """Write the masks of preprocessed cases as NumPy arrays too, in the folder npy of the predictions."""
+    mirror_left_right: Literal["auto", "swap", "off", "plain"] = "auto"
+    """Mirroring along the axis from left to right, in training and with --tta; swap: labels of a pair (left
+    and right kidney) change places; off: not mirrored; plain: like the other axes; auto: in training swap
+    where there are such pairs, else plain; in prediction as in training."""
+    left_right_pairs: tuple[str, ...] = ()
+    """Pairs of labels, or of regions, that change places in training, as kidney_left:kidney_right; none: no
+    pair; unset: those of dataset.json, else found by their names."""
     loader: LoaderOptions = LoaderOptions()
     network: NetworkOptions = NetworkOptions()
     loss: LossOptions = LossOptions()

@@ -52,6 +52,7 @@ class Dataset:
     region_names: tuple[str, ...] = ()
     regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
+    left_right_pairs: tuple[tuple[int, int], ...] | None = None  # label values; None: not declared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +138,8 @@ class Plan:
     encoder: str = "plain"  # the network that stages, patch and batch were planned for
     decoder_blocks: int = 2  # convolutions per stage of the decoder
     resampling: str = "scipy"  # of images: scipy, torch or torch_sepz
+    left_right_pairs: tuple[tuple[int, int], ...] | None = None  # label values; None: not declared
+    left_right: str = "plain"  # what mirroring along x does to these labels: swap, off (no mirroring) or plain
 
     @property
     def num_logits(self) -> int:

@@ -1,4 +1,4 @@
-"""Flips of a volume in place."""
+"""Flips of a volume, and labels that change places, in place."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def flip(volume: np.ndarray, flips: np.ndarray) -> None:
             elif is_pair:
                 for x in range(width):
                     here[x], there[x] = there[x], here[x]
+
+
+@compiled
+def exchange(volume: np.ndarray, partner: np.ndarray) -> None:
+    """Replace each label v of (D, H, W) by `partner[v]`; labels below 0 or beyond the table stay."""
+    depth, height, width = volume.shape
+    number = partner.size
+    for z in range(depth):
+        for y in range(height):
+            row = volume[z, y]
+            for x in range(width):
+                label = row[x]
+                if 0 <= label < number:
+                    row[x] = partner[label]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet.inference.mirroring import mirrored_axes
+from nnunet.inference.mirroring import LeftRight, View, mirrored_views
 from nnunet.label_coding import LabelCoding
 from utils.contracts import ModelOutput, Shape
 from utils.errors import UserError
@@ -29,7 +29,8 @@ class WindowRule:
 
     `coding` says what the channels of the logits mean; without one they are labels. `class_vote` is what the
     class answer of a window counts: its predicted lesion voxels (`lesion_mass`), the same for all (`mean`),
-    or everything for the window with the most lesion in its view (`max_mass`).
+    or everything for the window with the most lesion in its view (`max_mass`). `left_right` says what the
+    axis from left to right needs where views are mirrored; without it, it is like the others.
     """
 
     patch: Shape
@@ -39,6 +40,7 @@ class WindowRule:
     mirror: bool = False
     coding: LabelCoding | None = None
     class_vote: str = "lesion_mass"
+    left_right: LeftRight | None = None
 
     def __post_init__(self) -> None:
         check_number("overlap", self.overlap, least=0, below=1)
@@ -157,12 +159,11 @@ def _batches(shape: tuple[int, ...], rule: WindowRule) -> Iterator[list[tuple[in
 
 def _views(network: Network, windows: Tensor, rule: WindowRule) -> tuple[Tensor, WindowVotes | None]:
     """Mean logits over the mirrored views, and what each view of the windows says about the class."""
-    views = mirrored_axes(rule.patch) if rule.mirror else ((),)
+    views = mirrored_views(rule.patch, rule.left_right) if rule.mirror else (View(),)
     mean, probs, masses = None, [], []
-    for axes in views:
-        output = network(windows.flip(axes) if axes else windows)
-        logits = output.label_logits[0].float()
-        logits = logits.flip(axes) if axes else logits
+    for view in views:
+        output = network(view.of(windows))
+        logits = view.back(output.label_logits[0].float())
         mean = logits / len(views) if mean is None else mean + logits / len(views)
         if output.class_logits is not None:
             lesion = rule.coding_of(logits.shape[1]).anatomy.is_lesion(logits)

@@ -27,7 +27,7 @@ GENERATES = {"noise"}  # graph and host agree in distribution only
 Runner = Callable[[Augmentation, list[np.ndarray], Arrays], Arrays]
 
 
-@pytest.fixture(params=[spec.name for spec in AUGMENTATIONS])
+@pytest.fixture(params=[*(spec.name for spec in AUGMENTATIONS), "mirror:pairs=1+2"])
 def part(request: pytest.FixtureRequest, make_plan: Callable[..., Plan]) -> Augmentation:
     plan = make_plan(num_labels=3, num_channels=2, uses_mask=(True, False))
     return always(AUGMENTATIONS.build(request.param)).for_plan(plan)
@@ -161,6 +161,8 @@ def test_several_label_maps_move_alike(part: Augmentation, run: Runner, context:
 
 def test_image_and_label_move_together(part: Augmentation, run: Runner) -> None:
     """The brightest label is where the image is brightest, before and after, to a rim of voxels."""
+    if getattr(part, "pairs", ()):
+        part = replace(part, pairs=())  # they change labels, on purpose, where the image keeps its value
     context = DrawContext(patch=(18, 24, 20), num_channels=1)
     drawn = active_draws(part, 8, context)
     made = [phantom(part.source_shape(values, context.patch), 1, place) for place, values in enumerate(drawn)]

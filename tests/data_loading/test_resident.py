@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 PATCH: Shape = (4, 6, 5)
 RECIPE = tuple(
     replace(part, largest_label=2) if isinstance(part, RotateScale) else part
-    for part in build_recipe(["nnunet", "rotate_scale:rotation_probability=0.7"])
+    for part in build_recipe(["nnunet", "rotate_scale:rotation_probability=0.7", "mirror:pairs=1+2"])
 )
 BLOCKS: list[tuple[Shape, Shape]] = [
     ((1, 2, 3), (3, 4, 2)),

@@ -86,6 +86,37 @@ def test_the_dataset_block_replaces_the_image_folder(tmp_path: Path) -> None:
     assert case.images == (tmp_path / "scans/one.nii.gz",)
 
 
+SIDES = {"background": 0, "kidney_left": 1, "kidney_right": 2}
+SIDED_REGIONS = {"background": 0, "left": [1, 3], "right": [2, 4], "left_cyst": 3, "right_cyst": 4}
+
+
+def test_sides_are_declared_by_the_names_of_labels_or_of_regions(tmp_path: Path) -> None:
+    def pairs(**changes: Any) -> object:
+        return read_dataset(nnunet(tmp_path, "a", **changes)).left_right_pairs
+
+    assert pairs(labels=SIDES) is None
+    assert pairs(labels=SIDES, left_right_pairs=[]) == ()
+    assert pairs(labels=SIDES, left_right_pairs=[["kidney_left", "kidney_right"]]) == ((1, 2),)
+    declared = [["left", "right"], ["left_cyst", "right_cyst"]]
+    regions = {"labels": SIDED_REGIONS, "regions_class_order": [1, 2, 3, 4]}
+    assert pairs(**regions, left_right_pairs=declared) == ((1, 2), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ("kidney_left", "a list of pairs of names"),
+        ([["kidney_left", "liver"]], "two of background, kidney_left, kidney_right"),
+        ([["kidney_left"]], "got kidney_left"),
+        ([["kidney_left", "kidney_left"]], "a label once"),
+    ],
+)
+def test_sides_that_are_no_pairs_of_labels_are_told(tmp_path: Path, pairs: object, words: str) -> None:
+    root = nnunet(tmp_path, "a", labels=SIDES, left_right_pairs=pairs)
+    assert codes(root) == ["E103"]
+    assert words in only_fault(root)
+
+
 def test_both_nifti_endings_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/b_0000.nii", "labelsTr/b.nii.gz")
     assert [case.case_id for case in read_dataset(nnunet(tmp_path, "a")).training] == ["a", "b"]

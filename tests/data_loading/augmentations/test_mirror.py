@@ -1,5 +1,6 @@
-"""Mirroring: rates, NumPy's flips in the graph and on the host."""
+"""Mirroring: rates, NumPy's flips in the graph and on the host, and labels that know left from right."""
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from data_loading.augmentations import AUGMENTATIONS
 from data_loading.augmentations.base import DrawContext
 from data_loading.augmentations.mirror import Mirror
-from data_loading.kernels.mirror import flip
+from data_loading.kernels.mirror import exchange, flip
 from tests.data_loading.augmentation_tools import draws, in_graph, on_host, random_block
-from utils.contracts import Shape
+from utils.contracts import Plan, Shape
 from utils.errors import UserError
 
 SOLID = DrawContext(patch=(8, 9, 7), num_channels=2)
@@ -63,3 +64,47 @@ def test_flipping_twice_gives_every_bit_back() -> None:
     for _ in range(2):
         flip(moved, np.array([True, False, True]))
     np.testing.assert_array_equal(moved, volume)
+
+
+@pytest.mark.parametrize("run", [in_graph, on_host])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_of_a_pair_change_places_where_their_axis_flips(run, axis: int) -> None:  # noqa: ANN001
+    part = AUGMENTATIONS.build(f"mirror:swap_axis={axis},pairs=2+5+4+3")
+    drawn = [np.array([1, *flips], np.float32) for flips in product((0, 1), repeat=3)]
+    random = np.random.default_rng(0)
+    inputs = (
+        [random.normal(size=(1, 3, 4, 5)).astype(np.float32) for _ in drawn],
+        [random.integers(-1, 8, (2, 3, 4, 5)).astype(np.int16) for _ in drawn],
+    )
+    images, labels = run(part, drawn, inputs)
+    partner = np.array([0, 1, 5, 4, 3, 2, 6, 7, -1])  # the last for -1
+    for place, values in enumerate(drawn):
+        axes = tuple(1 + number for number in range(3) if values[1 + number])
+        expected = np.flip(inputs[1][place], axes)
+        expected = partner[expected] if values[1 + axis] else expected
+        np.testing.assert_array_equal(labels[place], expected)
+        np.testing.assert_array_equal(images[place], np.flip(inputs[0][place], axes))
+
+
+def test_the_plan_gives_the_pairs_and_the_axis_from_left_to_right(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(left_right_pairs=((1, 2),), left_right="swap", axis_order=(2, 0, 1))
+    assert Mirror().for_plan(plan) == Mirror(swap_axis=0, pairs=(1, 2))
+    plain = make_plan(left_right_pairs=((1, 2),), left_right="plain")
+    assert Mirror().for_plan(plain) == Mirror().for_plan(make_plan()) == Mirror()
+
+
+def test_an_axis_that_is_off_does_not_flip(make_plan: Callable[..., Plan]) -> None:
+    part = Mirror(probability=1.0).for_plan(make_plan(left_right="off", axis_order=(1, 0, 2)))
+    np.testing.assert_array_equal(draws(part, 3, SOLID), np.tile([1, 1, 1, 0], (3, 1)))
+
+
+@pytest.mark.parametrize("pairs", ["1+2+3", "1+1", "0+1", "1+2+2+3"])
+def test_odd_pairs_are_refused(pairs: str) -> None:
+    with pytest.raises(UserError, match="pairs of different labels above 0"):
+        AUGMENTATIONS.build(f"mirror:pairs={pairs}")
+
+
+def test_labels_outside_the_table_stay() -> None:
+    volume = np.array([[[-1, 0, 1, 2, 9]]], np.int16)
+    exchange(volume, np.array([0, 2, 1], np.int16))
+    assert volume.ravel().tolist() == [-1, 0, 2, 1, 9]

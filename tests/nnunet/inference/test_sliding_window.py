@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnunet.inference.mirroring import LeftRight
 from nnunet.inference.sliding_window import (
     CLASS_VOTES,
     WindowRule,
@@ -138,6 +139,24 @@ def test_mirroring_makes_the_answer_symmetric() -> None:
     output = predict_volume(shifted, volume, replace(RULE, mirror=True))
     expected = (volume.roll(1, dims=4) + volume.roll(-1, dims=4)) / 2
     torch.testing.assert_close(output.label_logits, expected[0])
+
+
+def test_views_that_exchange_left_and_right_answer_alike_where_labels_do_too() -> None:
+    """A network that calls what lies on the left label 1 and on the right label 2, whatever it shows."""
+
+    def sided(windows: Tensor) -> ModelOutput:
+        half = windows.shape[4] // 2
+        logits = torch.zeros(len(windows), 3, *windows.shape[2:])
+        logits[:, 1, ..., :half] = windows[:, 0, ..., :half]
+        logits[:, 2, ..., half:] = windows[:, 0, ..., half:]
+        return ModelOutput(label_logits=(logits,))
+
+    volume = volume_of(RULE.patch)
+    expected = predict_volume(sided, volume, RULE).label_logits
+    plain = replace(RULE, mirror=True)
+    swap = replace(plain, left_right=LeftRight(axis=2, label_order=(0, 2, 1)))
+    torch.testing.assert_close(predict_volume(sided, volume, swap).label_logits, expected)
+    assert not torch.allclose(predict_volume(sided, volume, plain).label_logits, expected)
 
 
 def test_views_are_averaged_as_logits() -> None:

@@ -1,0 +1,90 @@
+"""Left and right from an option to the checkpoint, and from there to the mirrored views."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from data_loading.augmentations.mirror import Mirror
+from nnunet.training.checkpoint import load_model
+from nnunet.training.trainer import choose_machine
+from scripts import train
+from scripts.assemble import build_parts
+from scripts.fold_data import read_fold
+from scripts.model_run import find_checkpoint, open_model
+from scripts.process_place import shard_of
+from scripts.run_options import RunOptions
+from utils.errors import UserError
+from utils.prepared_folder import PLAN, read_plan
+from utils.storage import write_json
+
+if TYPE_CHECKING:
+    from tests.stories.conftest import Phantom
+
+pytestmark = pytest.mark.story
+Options = Callable[..., RunOptions]
+PAIR = "pancreas:lesion"
+
+
+@pytest.fixture(scope="module")
+def sided(tmp_path_factory: pytest.TempPathFactory, run_options: Options) -> Path:
+    """The results of a run whose two labels change places."""
+    results = tmp_path_factory.mktemp("sided")
+    train.run(run_options(results, "--left_right_pairs", PAIR, "--epochs", "1", "--fit_classifier", "none"))
+    return results
+
+
+@pytest.mark.flag("left_right_pairs")
+def test_pairs_are_trained_with_and_stand_in_the_checkpoint(sided: Path, run_options: Options) -> None:
+    plan = load_model(find_checkpoint(sided), torch.device("cpu")).plan
+    assert (plan.left_right_pairs, plan.left_right) == (((1, 2),), "swap")
+    model = open_model(run_options(sided, "--tta"))
+    assert model.rule.left_right is not None
+    assert model.rule.left_right.label_order == (0, 2, 1)
+
+
+@pytest.mark.flag("mirror_left_right")
+def test_prediction_mirrors_as_in_training_unless_told_otherwise(sided: Path, run_options: Options) -> None:
+    rules = {}
+    for choice in ("auto", "swap", "off", "plain"):
+        rule = open_model(run_options(sided, "--tta", "--mirror_left_right", choice)).rule.left_right
+        assert rule is not None
+        rules[choice] = (rule.mirrors, rule.label_order)
+    assert rules == {
+        "auto": (True, (0, 2, 1)),
+        "swap": (True, (0, 2, 1)),
+        "off": (False, ()),
+        "plain": (True, ()),
+    }
+
+
+def test_a_model_without_pairs_cannot_swap(trained: Path, run_options: Options) -> None:
+    with pytest.raises(UserError, match="trained without pairs"):
+        open_model(run_options(trained, "--tta", "--mirror_left_right", "swap"))
+
+
+@pytest.mark.flag("mirror_left_right")
+def test_training_leaves_an_axis_out_or_swaps(run_options: Options, tmp_path: Path) -> None:
+    def mirror(*flags: str) -> Mirror:
+        options = run_options(tmp_path, *flags)
+        parts = build_parts(options, read_fold(options), shard_of(options, choose_machine("cpu", 1, 1)))
+        (part,) = (part for part in parts.loader.recipe if isinstance(part, Mirror))
+        return part
+
+    assert mirror() == Mirror()
+    assert mirror("--mirror_left_right", "off").axes == (0, 1)
+    assert mirror("--left_right_pairs", PAIR).pairs == (1, 2)
+
+
+def test_sides_are_found_in_the_names_of_the_plan(
+    phantom: "Phantom", run_options: Options, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(phantom.prepared / "500_3d", tmp_path / "500_3d"))
+    assert read_plan(folder).left_right_pairs is None
+    write_json(folder / PLAN, replace(read_plan(folder), label_names=("background", "kidney_L", "kidney_R")))
+    plan = read_fold(run_options(tmp_path, "--data", str(tmp_path))).plan
+    assert (plan.left_right_pairs, plan.left_right) == (((1, 2),), "swap")

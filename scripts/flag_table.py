@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import convert_brats, convert_pancreas
 from scripts.benchmark_options import BenchmarkOptions
+from scripts.best_configuration import BestOptions
 from scripts.download import DownloadOptions
 from scripts.evaluate import EvaluateOptions
 from scripts.evaluate_folders import ClassificationOptions, MaskOptions
@@ -40,10 +41,11 @@ HEAD = """\
 # Options
 
 Made by `scripts/flag_table.py` from the option classes, their help and the marks of the tests; do not edit.
-A test of the last column fails if its option loses its effect. Every option of `main.py`, `preprocess.py`
-and `scripts/benchmark.py` has one; of the other commands, those whose last column is not empty. Every switch
-can be turned off by `--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the
-default with `--recipe nnunet`, where it differs.
+A test of the last column fails if its option loses its effect. Every option of `main.py`, `preprocess.py`,
+`scripts/benchmark.py` and `scripts/best_configuration.py` has one; of the other commands, those whose last
+column is not empty. `scripts/crossval.py` has the options of `main.py`. Every switch can be turned off by
+`--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the default with `--recipe
+nnunet`, where it differs.
 
 `main.py` has the defaults of NVIDIA's nnU-Net, with these exceptions: a batch, a number of supervised
 resolutions and stages come from the plan unless given; windows overlap by half and are blended by a
@@ -68,6 +70,11 @@ COMMANDS = (
     Command(program="main.py", kind=RunOptions),
     Command(program="preprocess.py", kind=PreprocessOptions, prefix="preprocess:"),
     Command(program="scripts/benchmark.py", kind=BenchmarkOptions, prefix="benchmark:"),
+    Command(
+        program="scripts/best_configuration.py",
+        kind=BestOptions,
+        prefix="best_configuration:",
+    ),
     Command(program="evaluate.py", kind=EvaluateOptions, prefix="evaluate:", must_be_proven=False),
     Command(
         program="evaluate.py classification",

@@ -27,7 +27,7 @@ class Chosen:
 
 
 def choose_postprocessing(wanted: str, ensemble: Ensemble) -> Chosen:
-    """What --postprocessing says for these models, in one line on standard error where there is anything.
+    """What --postprocessing says for these models, in one line on standard error where that is anything.
 
     `auto` is the file beside the models, where all have the same one and it was found with their weights.
     """
@@ -79,5 +79,6 @@ def describe_steps(steps: Sequence[Step]) -> str:
 
 
 def _said(path: Path, found: Postprocessing) -> Chosen:
-    say(f"Postprocessing of {path}: {describe_steps(found.steps)}.")
+    if found.steps:
+        say(f"Postprocessing of {path}: {describe_steps(found.steps)}.")
     return Chosen(steps=found.steps, file=path)

@@ -75,8 +75,8 @@ class Mirror(Augmentation):
         moved = label
         if drawn[1 + self.swap_axis] > 0:
             for first, second in self._pairs():
-                is_first = fn.cast(label == first, dtype=types.DALIDataType.INT16)
-                is_second = fn.cast(label == second, dtype=types.DALIDataType.INT16)
+                is_first: Any = fn.cast(label == first, dtype=types.DALIDataType.INT16)
+                is_second: Any = fn.cast(label == second, dtype=types.DALIDataType.INT16)
                 moved = moved + (is_first - is_second) * types.Constant(
                     second - first, dtype=types.DALIDataType.INT16
                 )

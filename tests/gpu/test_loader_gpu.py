@@ -77,8 +77,9 @@ def assert_alike(on_gpu: Batch, on_cpu: Batch, *, tolerance: float) -> None:
         assert torch.equal(one.cpu(), other)
 
 
-def test_windows_and_mirroring_agree_bit_by_bit(entries: tuple[Entry, ...]) -> None:
-    for pair in zip(batches(entries, 0, "mirror"), batches(entries, None, "mirror"), strict=True):
+@pytest.mark.parametrize("part", ["mirror", "mirror:pairs=1+2"])
+def test_windows_and_mirroring_agree_bit_by_bit(entries: tuple[Entry, ...], part: str) -> None:
+    for pair in zip(batches(entries, 0, part), batches(entries, None, part), strict=True):
         assert_alike(*pair, tolerance=0.0)
 
 

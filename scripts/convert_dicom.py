@@ -41,7 +41,7 @@ class ConvertOptions:
     """Folder to make: the dataset, such as Dataset020_Liver; or that of the SEG objects."""
     series: tuple[str, ...] = ()
     """Take only the series of these numbers or SeriesInstanceUIDs."""
-    modality: str = ""
+    modality: str | None = None
     """Take only series of this modality, such as CT."""
     structures: tuple[str, ...] = ()
     """Names of the structures that become labels 1, 2, ..., in this order; where two overlap, the later one
@@ -65,7 +65,7 @@ def run(options: ConvertOptions) -> Path:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"--out {options.out} is there already and not empty. Remove it, or choose another.")
     content = find_dicom(options.src_dir)
-    cases = choose_series(content, options.src_dir, options.series, options.modality)
+    cases = choose_series(content, options.src_dir, options.series, options.modality or "")
     say(f"{len(cases)} of {len(content.images)} image series, {len(content.masks)} objects with masks")
     if options.exec_mode == "masks":
         return _write_segs(options, cases)

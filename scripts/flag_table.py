@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import convert_brats, convert_pancreas
+from scripts import convert_brats, convert_dicom, convert_pancreas
 from scripts.benchmark_options import BenchmarkOptions
 from scripts.best_configuration import BestOptions
 from scripts.download import DownloadOptions
@@ -42,10 +42,10 @@ HEAD = """\
 
 Made by `scripts/flag_table.py` from the option classes, their help and the marks of the tests; do not edit.
 A test of the last column fails if its option loses its effect. Every option of `main.py`, `preprocess.py`,
-`scripts/benchmark.py` and `scripts/best_configuration.py` has one; of the other commands, those whose last
-column is not empty. `scripts/crossval.py` has the options of `main.py`. Every switch can be turned off by
-`--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the default with `--recipe
-nnunet`, where it differs.
+`scripts/benchmark.py`, `scripts/best_configuration.py` and `scripts/convert_dicom.py` has one; of the other
+commands, those whose last column is not empty. `scripts/crossval.py` has the options of `main.py`. Every
+switch can be turned off by `--no_NAME`, and every option can stand in a file (`--config`). "nnunet" names the
+default with `--recipe nnunet`, where it differs.
 
 `main.py` has the defaults of NVIDIA's nnU-Net, with these exceptions: a batch, a number of supervised
 resolutions and stages come from the plan unless given; windows overlap by half and are blended by a
@@ -100,6 +100,11 @@ COMMANDS = (
         kind=convert_brats.ConvertOptions,
         prefix="convert_brats:",
         must_be_proven=False,
+    ),
+    Command(
+        program="scripts/convert_dicom.py",
+        kind=convert_dicom.ConvertOptions,
+        prefix="convert_dicom:",
     ),
 )
 CONFIG = "A TOML or JSON file of options; may be given several times, the later file wins."

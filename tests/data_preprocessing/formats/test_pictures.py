@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,15 @@ def test_what_would_lose_values_is_refused(tmp_path: Path) -> None:
     assert fault_of(tmp_path / "deep.png") == "E205"
     tifffile.imwrite(tmp_path / "c.tif", GREY.astype(np.complex64))
     assert fault_of(tmp_path / "c.tif") == "E205"
+
+
+def test_a_compression_that_needs_a_package_names_it(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "p.tif", compression="tiff_lzw")
+    if find_spec("imagecodecs"):
+        np.testing.assert_array_equal(read_volume(tmp_path / "p.tif").voxels[..., 0].T, GREY)
+    else:
+        with pytest.raises(VolumeError, match="pip install imagecodecs"):
+            read_volume(tmp_path / "p.tif")
 
 
 def test_files_of_several_images_are_refused(tmp_path: Path) -> None:

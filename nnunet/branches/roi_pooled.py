@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnunet.branches.base import Branch, BranchModule, BranchSite, check_at_least, check_share, present
 from nnunet.branches.pooling import MAX_POOLS, MEAN_POOLS
 from nnunet.branches.regions import RegionRule, region_shape
+from nnunet.branches.standardise import RunningStandardiser
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the square root finite
 SMALLEST_SHARE = 1e-12  # of a region in all cells together: keeps a division defined
@@ -52,10 +53,11 @@ class RoiPooled(Branch):
         check_share(self.name, "target_share", self.target_share)
         site.anatomy.channel(self.roi_label)
         used = present(self.stages, len(site.stages))
-        width = 3 * sum(site.stages[level].channels for level in used)
         told = (3 * site.image_channels if self.image else 0) + (1 + site.style.dims if self.shape else 0)
+        widths = [*(3 * site.stages[level].channels for level in used), *([told] if told else [])]
         head = nn.Sequential(
-            nn.Linear(width + told, self.hidden),
+            RunningStandardiser(widths),
+            nn.Linear(sum(widths), self.hidden),
             nn.GELU(),
             nn.Dropout(self.dropout),
             nn.Linear(self.hidden, site.num_classes),
@@ -64,7 +66,7 @@ class RoiPooled(Branch):
             anatomy=site.anatomy, label=self.roi_label, detach=self.detach_roi, target_share=self.target_share
         )
         pooling = RegionPooling(rule=rule, used=used, image=self.image, shape=self.shape)
-        return RoiPooledHead(pooling, nn.LayerNorm(width), head, detach_features=self.detach_features)
+        return RoiPooledHead(pooling, head, detach_features=self.detach_features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +90,11 @@ class RegionPooling:
 
 @final
 class RoiPooledHead(BranchModule):
-    """Pools each used stage inside the region, then a small perceptron.
+    """Pools each used stage inside the region, then a small perceptron on standardised features."""
 
-    The pooled features are normalised per case; what is told beside them has a level that means something.
-    """
-
-    def __init__(
-        self, pooling: RegionPooling, norm: nn.Module, head: nn.Module, *, detach_features: bool
-    ) -> None:
+    def __init__(self, pooling: RegionPooling, head: nn.Module, *, detach_features: bool) -> None:
         super().__init__(detach_features=detach_features)
         self.pooling = pooling
-        self.norm = norm
         self.head = head
 
     def class_logits(
@@ -106,7 +102,7 @@ class RoiPooledHead(BranchModule):
     ) -> Tensor:
         """Class logits (B, K)."""
         region = self.pooling.rule.mask(label_logits, guide)
-        known = [self.norm(self.pooling.pooled(features, region)), *self.pooling.told(features[-1], region)]
+        known = [self.pooling.pooled(features, region), *self.pooling.told(features[-1], region)]
         return self.head(torch.cat(known, dim=1))
 
 

@@ -20,7 +20,9 @@ def write_class_output(
     A part of the cases has a table of its own, named as the other files of the part.
     """
     answers = [
-        ClassAnswer(case_id=row.case_id, class_probs=row.class_probs) for row in rows if row.class_probs
+        ClassAnswer(case_id=row.case_id, class_probs=row.class_probs, mask_ending=row.mask_ending)
+        for row in rows
+        if row.class_probs
     ]
     table = shard.file_of(Path(SUBTYPE_TABLE)).name
     if answers:

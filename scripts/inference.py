@@ -104,7 +104,8 @@ def _predict_preprocessed(options: RunOptions) -> Path:
             if overlap := score_answer(answer, plan, folder):
                 overlaps.append(overlap)
         spacing_mm = answer.case.footprint.native_spacing_mm
-        rows.append(prediction_row(ensemble.wanted(answer.prediction), mask, spacing_mm, plan))
+        row = prediction_row(ensemble.wanted(answer.prediction), mask, spacing_mm, plan)
+        rows.append(replace(row, mask_ending=answer.case.footprint.mask_ending))
     table = shard.file_of(folder / PREDICTIONS_FILE)
     write_predictions_table(table, rows, plan)
     write_class_output(options.class_output or folder, rows, plan, shard)

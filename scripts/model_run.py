@@ -98,6 +98,7 @@ class PredictionRow:
     case_id: str
     class_probs: tuple[float, ...]
     volumes_ml: tuple[float, ...]  # per region, else per foreground label; empty where there is no mask
+    mask_ending: str = ".nii.gz"  # of the case's mask
 
 
 def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:

@@ -182,4 +182,5 @@ def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRo
             sform_code=loaded.sform_code,
             spacing_mm=loaded.spacing_mm,
         )
-    return prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)
+    row = prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)
+    return replace(row, mask_ending=loaded.mask_ending)

@@ -16,7 +16,6 @@ from utils.storage import atomic_file, write_json
 SUBTYPE_TABLE = "subtype_results.csv"
 SUBTYPE_COLUMNS = ("Names", "Subtype")
 CASE_ENDING = "_classification.json"
-MASK_ENDING = ".nii.gz"  # the table names the case's mask
 SMALLEST_PROBABILITY = float(
     np.finfo(np.float64).eps
 )  # keeps the logarithm of 0 finite, as scikit-learn does
@@ -24,10 +23,14 @@ SMALLEST_PROBABILITY = float(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAnswer:
-    """The class of one case as it was predicted; `class_probs` has one entry per class and sums to 1."""
+    """The class of one case as it was predicted; `class_probs` has one entry per class and sums to 1.
+
+    `mask_ending` is that of the case's mask, which the table names.
+    """
 
     case_id: str
     class_probs: tuple[float, ...]
+    mask_ending: str = ".nii.gz"
 
 
 def write_class_files(
@@ -51,7 +54,7 @@ def subtype_table(answers: Sequence[ClassAnswer], class_names: Sequence[str]) ->
     writer.writerow(SUBTYPE_COLUMNS)
     for answer in sorted(answers, key=lambda item: item.case_id):
         name = class_names[int(np.argmax(answer.class_probs))]
-        writer.writerow((f"{answer.case_id}{MASK_ENDING}", name))
+        writer.writerow((f"{answer.case_id}{answer.mask_ending}", name))
     return text.getvalue()
 
 

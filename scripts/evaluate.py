@@ -27,7 +27,8 @@ class EvaluateOptions:
     """What is compared with what, and where the results go."""
 
     preds: Path
-    """Folder of predictions: <case>.nii.gz (or another image format), or .npy masks or probabilities; predictions.csv for classes."""
+    """Folder of predictions: <case>.nii.gz (or another image format), or .npy masks or probabilities;
+    predictions.csv for classes."""
     lbls: Path
     """Folder of reference masks, or a raw dataset folder."""
     dataset: Path | None = None

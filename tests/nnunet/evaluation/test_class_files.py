@@ -34,6 +34,11 @@ TARGET = np.repeat([0, 1, 2], np.sum(CONFUSION, axis=1))
 PREDICTED = np.concatenate([np.repeat([0, 1, 2], row) for row in CONFUSION])
 
 
+def test_the_subtype_table_names_a_mask_by_its_own_ending() -> None:
+    answer = ClassAnswer(case_id="a", class_probs=(0.2, 0.1, 0.7), mask_ending=".nrrd")
+    assert subtype_table([answer], NAMES) == "Names,Subtype\na.nrrd,2\n"
+
+
 def test_the_subtype_table_names_the_masks_and_gives_a_tie_to_the_first_class() -> None:
     assert subtype_table(ANSWERS, NAMES) == "Names,Subtype\nquiz_1.nii.gz,0\nquiz_2.nii.gz,2\n"
 

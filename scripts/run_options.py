@@ -96,8 +96,8 @@ class RunOptions:
     """Which components of a predicted mask are removed: a postprocessing.json; auto: that of the models'
     results, where there is one; none: no component."""
     input: Path | None = field(default=None, metadata={"aliases": ("-i",)})
-    """Scan, folder of scans or of DICOM series, or raw dataset (its held-out cases); unset: preprocessed cases
-    are predicted."""
+    """Scan, folder of scans or of DICOM series, or raw dataset (its held-out cases); unset: preprocessed
+    cases are predicted."""
     output: Path | None = field(default=None, metadata={"aliases": ("-o",)})
     """Folder for predictions; unset: predictions in the results folder."""
     class_output: Path | None = None

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from data_preprocessing.geometry import Box, planned_spacing, to_file_axes, to_planned_axes, uncrop
+from data_preprocessing.previous_stage import with_prior
 from data_preprocessing.restore import restore_label, restore_map
 from data_preprocessing.volume_io import read_label_volume, write_volume
 from nnunet.evaluation.bootstrap import Resampling
@@ -21,7 +22,8 @@ from nnunet.evaluation.report import Overlay, extreme_cases
 from scripts.mask_pairs import without_ignored
 from scripts.model_run import ML_PER_MM3, planned_spacing_mm
 from utils.contracts import NO_CLASS, Plan, Prediction, PreprocessedCase, Spacing
-from utils.prepared_folder import ORIGINAL_LABEL, case_file
+from utils.errors import DatasetError
+from utils.prepared_folder import ORIGINAL_LABEL, PRIOR, case_file
 from utils.run_log import progress
 from utils.storage import read_array
 
@@ -59,7 +61,7 @@ def predict_prepared(
     order = run.plan.regions_class_order
     for case in progress(cases, total=len(cases), label="Predict"):
         spacing_mm = planned_spacing_mm(case.footprint)
-        prediction = run.predict(read_array(case.image), case.case_id, spacing_mm)
+        prediction = run.predict(network_input(case, run.plan), case.case_id, spacing_mm)
         yield Answer(
             case=case,
             prediction=prediction,
@@ -68,6 +70,23 @@ def predict_prepared(
             ),
             reference=native_reference(case),
         )
+
+
+def network_input(case: PreprocessedCase, plan: Plan) -> np.ndarray:
+    """The prepared image (C, D, H, W), in a cascade with the labels that the previous stage gave the case.
+
+    DatasetError, with what to run, if it has given none.
+    """
+    image = read_array(case.image)
+    if plan.prior_labels == 0:
+        return image
+    prior = case_file(case.image.parent, case.case_id, PRIOR)
+    if not prior.is_file():
+        raise DatasetError(
+            f"{prior} is missing: the previous stage has not predicted {case.case_id}. "
+            "Run scripts/cascade.py."
+        )
+    return with_prior(image, read_array(prior), plan.prior_labels)
 
 
 def write_mask(folder: Path, answer: Answer) -> None:

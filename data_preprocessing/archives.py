@@ -71,13 +71,13 @@ def unpack_dataset(
     with _opened(archive, folder) as (stream, tar):
         members = _checked_members(archive, stream, tar, root, limits or ArchiveLimits())
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_small_disk(folder, sum(member.size for member in members))
+        refuse_small_disk(folder, sum(member.size for member in members))
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{root}.", suffix=UNPACKING))
         try:
             _extract(tar, members, temporary)
             if not (temporary / root / DATASET).is_file():
                 raise DatasetError(f"{archive} holds no {root}/{DATASET}: it is no dataset of that task.")
-            _install(temporary / root, target, aside=temporary / "replaced")
+            install_folder(temporary / root, target, aside=temporary / "replaced")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -183,11 +183,12 @@ def _refuse_cut_off(stream: IO[bytes], tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"cut off at byte {tar.offset}")
 
 
-def _refuse_small_disk(folder: Path, needed: int) -> None:
+def refuse_small_disk(folder: Path, needed: int) -> None:
+    """StorageFault if fewer than `needed` bytes are free where `folder` lies."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageFault(
-            f"{folder} has {free / 1e9:.1f} GB free, the dataset needs {needed / 1e9:.1f} GB unpacked. "
+            f"{folder} has {free / 1e9:.1f} GB free, the archive needs {needed / 1e9:.1f} GB unpacked. "
             "Make room or choose another --results; a finished download is kept."
         )
 
@@ -201,7 +202,7 @@ def _exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _install(made: Path, target: Path, *, aside: Path) -> None:
+def install_folder(made: Path, target: Path, *, aside: Path) -> None:
     """Put `made` at `target`; what was there moves `aside`, and comes back if that fails."""
     if not _exists(target):
         made.rename(target)

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from data_preprocessing.archives import remove_leftovers, unpack_dataset
 from data_preprocessing.phantom import PhantomOptions, write_phantom
 from scripts.download_tasks import DEFAULT_MIRROR, DecathlonTask, find_task
-from scripts.download_transfer import download
+from scripts.download_transfer import SCHEMES, check_digest, download
 from utils.command import run_command
 from utils.errors import DatasetError, StorageFault, UserError
 from utils.options import parse
@@ -26,8 +26,6 @@ from utils.prepared_folder import DATASET
 from utils.run_log import say
 
 PHANTOM_TASK = "phantom"
-SCHEMES = ("https", "http", "file")
-SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +83,13 @@ def _fetch(task: DecathlonTask, options: DownloadOptions) -> Path:
 
 
 def _refuse_odd_options(options: DownloadOptions) -> None:
-    digits = options.sha256.lower()
-    if digits and (len(digits) != SHA256_DIGITS or set(digits) - set("0123456789abcdef")):
-        raise UserError(f"--sha256 should be {SHA256_DIGITS} hexadecimal digits, got {options.sha256!r}.")
+    check_digest(options.sha256)
     scheme = urlsplit(options.url).scheme
     if scheme not in SCHEMES:
         raise UserError(f"--url should start with https://, http:// or file://, got {options.url!r}.")
     if options.archive and not options.archive.is_file():
         raise UserError(f"--archive {options.archive} is no file.")
-    if scheme == "http" and not (digits or options.archive):
+    if scheme == "http" and not (options.sha256 or options.archive):
         say("Nothing proves the origin of what comes over http; give --sha256 or use https.")
 
 

@@ -26,6 +26,8 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 WORTH_ANOTHER_TRY = {408, 429}  # and every 5xx
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 AGENT = "multitask-nnunet-dali"
+SCHEMES = ("https", "http", "file")  # of --url; a file is read where it is
+SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,12 @@ class SameSchemeOnly(urllib.request.HTTPRedirectHandler):
                 "Name another mirror with --url."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def check_digest(digest: str) -> None:
+    """UserError unless `digest` is empty or could be a SHA-256."""
+    if digest and (len(digest) != SHA256_DIGITS or set(digest.lower()) - set("0123456789abcdef")):
+        raise UserError(f"--sha256 should be {SHA256_DIGITS} hexadecimal digits, got {digest!r}.")
 
 
 def download(url: str, target: Path, *, pause: Callable[[float], Any] = time.sleep) -> Path:
@@ -194,7 +202,8 @@ def _told(url: str, error: urllib.error.HTTPError) -> Exception:
         return _ConnectionLost(f"the server answers {error.code} {error.reason}")
     if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
         return UserError(
-            f"{url} does not exist ({error.code}). --url names the folder that holds TaskNN_Name.tar."
+            f"{url} does not exist ({error.code}). Is --url right? That of download.py names the folder that "
+            "holds TaskNN_Name.tar."
         )
     return UserError(
         f"{url}: the server answers {error.code} {error.reason}. Name another mirror with --url."

@@ -172,19 +172,26 @@ def read_json(path: Path) -> Any:
             raise DatasetError(
                 f"{path} has {path.stat().st_size} bytes, the limit for JSON is {MAX_JSON_BYTES}."
             )
-        text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist.") from error
     except OSError as error:
         raise StorageFault(f"{path} cannot be read: {error.strerror}.") from error
+    return parse_json(content, source=str(path))
+
+
+def parse_json(content: bytes, *, source: str) -> Any:
+    """The plain value in `content`; DatasetError in the name of `source` where it is not strict JSON."""
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         line = error.doc.split("\n")[error.lineno - 1][:80]
         raise DatasetError(
-            f"{path} line {error.lineno} column {error.colno}: {error.msg}; the line is {line!r}."
+            f"{source} line {error.lineno} column {error.colno}: {error.msg}; the line is {line!r}."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}.") from error
+        raise DatasetError(f"{source} is not valid JSON: {error}.") from error
 
 
 def read_record(record: type[Record], path: Path) -> Record:

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from nnunet.network import Architecture, MultiTaskUNet
+from nnunet.training.portable import PORTABLE_SUFFIX, read_portable
 from utils.contracts import Plan
 from utils.errors import DatasetError
 from utils.storage import atomic_file, from_plain, to_plain
@@ -58,9 +59,18 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint; DatasetError if it is missing, damaged or more than plain values."""
+    """The content of a checkpoint; DatasetError if it is missing, damaged or more than plain values.
+
+    An exported model (.safetensors) is one of a network alone.
+    """
     if not path.is_file():
         raise DatasetError(f"There is no checkpoint {path}. Train first, or give --ckpt_path.")
+    if path.suffix == PORTABLE_SUFFIX:
+        card, weights = read_portable(path, map_location)
+        return {
+            "state_dict": {NETWORK_PREFIX + name: value for name, value in weights.items()},
+            MODEL_KEY: card,
+        }
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds for a damaged or foreign file
@@ -126,7 +136,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     architecture = from_plain(Architecture, card["architecture"], source=f"{path}: architecture")
     network = MultiTaskUNet(plan, architecture)
     weights = network_weights(checkpoint)
-    _check_weights(path, network, weights)
+    check_weights(path, network, weights)
     network.load_state_dict(weights)
     return TrainedModel(
         network=network.to(device).eval(),
@@ -136,10 +146,11 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     )
 
 
-def _check_weights(path: Path, network: MultiTaskUNet, weights: dict[str, torch.Tensor]) -> None:
+def check_weights(source: Path | str, network: MultiTaskUNet, weights: dict[str, torch.Tensor]) -> None:
+    """DatasetError, in the name of `source`, unless `weights` are those of `network` by name and shape."""
     expected = network.state_dict()
     for name in sorted(set(expected) | set(weights)):
         wanted = tuple(expected[name].shape) if name in expected else "no such weight"
         found = tuple(weights[name].shape) if name in weights else "nothing"
         if wanted != found:
-            raise DatasetError(f"{path}: weight {name} should be {wanted}, the file has {found}.")
+            raise DatasetError(f"{source}: weight {name} should be {wanted}, the file has {found}.")

@@ -19,6 +19,7 @@ from nnunet.precision import half_type
 from nnunet.training.checkpoint import AtomicCheckpointIO
 from nnunet.training.divergence import Divergence
 from nnunet.training.equal_buffers import EqualBuffers
+from nnunet.training.portable import PORTABLE_SUFFIX
 from utils.errors import EnvironmentFault, UserError
 from utils.run_log import say
 
@@ -165,8 +166,12 @@ def last_checkpoint(results: Path) -> Path:
 
 
 def kept_checkpoints(results: Path) -> list[Path]:
-    """The checkpoints that a run has left: the best ones, the newest last, and behind them the last one."""
-    best = (results / CHECKPOINT_FOLDER).glob("epoch=*.ckpt")
+    """The checkpoints that a run has left: the best ones, the newest last, and behind them the last one.
+
+    A model that was imported is one of the best.
+    """
+    folder = results / CHECKPOINT_FOLDER
+    best = [*folder.glob("epoch=*.ckpt"), *folder.glob(f"*{PORTABLE_SUFFIX}")]
     last = last_checkpoint(results)
     return [*sorted(best, key=lambda path: path.stat().st_mtime), *([last] if last.is_file() else [])]
 

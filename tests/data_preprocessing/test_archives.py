@@ -198,7 +198,7 @@ def test_a_dataset_larger_than_the_free_disk_is_refused(
 ) -> None:
     archive = make_archive(tmp_path / "a.tar")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
-    with pytest.raises(StorageFault, match="GB free, the dataset needs"):
+    with pytest.raises(StorageFault, match="GB free, the archive needs"):
         unpack_dataset(archive, out, root=ROOT)
     assert list(out.iterdir()) == []
 

@@ -1,0 +1,142 @@
+"""Trained models -> one archive."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet.case_features import weights_hash
+from nnunet.linear_classifier import FittedClassifier
+from nnunet.training.checkpoint import TrainedModel, load_model, model_card
+from nnunet.training.portable import write_portable
+from scripts.classifier_files import FOLDER as CLASSIFIERS
+from scripts.classifier_files import SCORES_SUFFIX
+from scripts.members import FOLD_FOLDER, METRICS_FILE, Member
+from scripts.model_archive import CARD, FORMAT, MEMBER, WEIGHTS, ArchivedFile, ArchivedModel, ModelCard
+from scripts.model_postprocessing import FILE as POSTPROCESSING
+from utils.prepared_folder import SPLITS
+from utils.run_log import say
+from utils.storage import atomic_file, file_hash, read_json, read_record, to_plain, write_json
+
+PROGRAM = "multitask-nnunet-dali"
+PACKAGES = (PROGRAM, "torch", "safetensors", "numpy")
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # the time of all members: the same models give the same bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """A member and where its bytes lie."""
+
+    name: str
+    source: Path
+
+
+def pack_models(members: Sequence[Member], results: Path, output: Path) -> ModelCard:
+    """Write the models of a results folder to `output` and return the archive's card.
+
+    A fold keeps its folder; what belongs to all folds (postprocessing, splits) lies beside them. Scores are
+    packed without the paths of this machine. A classical classifier of other weights is left out, and said.
+    """
+    with tempfile.TemporaryDirectory(prefix="model_export_") as scratch:
+        packed: list[_Packed] = []
+        models: list[ArchivedModel] = []
+        for member in members:
+            folder = _folder_of(member, results)
+            model = load_model(member.checkpoint, torch.device("cpu"))
+            card = model_card(model.plan, model.architecture, model.training_cases)
+            models.append(ArchivedModel(folder=folder, card=card))
+            packed += _packed_model(member, model, models[-1], Path(scratch))
+        packed += _found(results, "", (POSTPROCESSING, SPLITS))
+        sources = {file.name: file.source for file in packed}
+        described = _described(models, sources)
+        _write(output, described, sources)
+    return described
+
+
+def _folder_of(member: Member, results: Path) -> str:
+    """The folder of a fold of a cross-validation; none for a training."""
+    name = member.results.name
+    is_fold = FOLD_FOLDER.fullmatch(name) and member.results.resolve() != results.resolve()
+    return name if is_fold else ""
+
+
+def _packed_model(
+    member: Member, model: TrainedModel, described: ArchivedModel, scratch: Path
+) -> Iterator[_Packed]:
+    prefix = described.prefix
+    weights = scratch / f"{prefix}{WEIGHTS}"
+    write_portable(weights, model.network.state_dict(), described.card)
+    yield _Packed(name=f"{prefix}{WEIGHTS}", source=weights)
+    metrics = member.results / METRICS_FILE
+    if metrics.is_file():
+        without_path = scratch / f"{prefix}{METRICS_FILE}"
+        write_json(without_path, read_json(metrics) | {"checkpoint": WEIGHTS})
+        yield _Packed(name=f"{prefix}{METRICS_FILE}", source=without_path)
+    yield from _found(member.results, prefix, (POSTPROCESSING,))
+    network = weights_hash(model.network)
+    for path in sorted((member.results / CLASSIFIERS).glob("*.json")):
+        if path.name.endswith(SCORES_SUFFIX) or not MEMBER.fullmatch(f"{CLASSIFIERS}/{path.name}"):
+            continue
+        if read_record(FittedClassifier, path).network != network:
+            say(f"{path} was fitted on other weights and is left out.")
+            continue
+        scores = path.with_name(f"{path.stem}{SCORES_SUFFIX}").name
+        yield from _found(member.results, prefix, (f"{CLASSIFIERS}/{path.name}", f"{CLASSIFIERS}/{scores}"))
+
+
+def _found(results: Path, prefix: str, names: Sequence[str]) -> Iterator[_Packed]:
+    for name in names:
+        if (path := results / name).is_file():
+            yield _Packed(name=f"{prefix}{name}", source=path)
+
+
+def _described(models: Sequence[ArchivedModel], sources: Mapping[str, Path]) -> ModelCard:
+    plan: Mapping[str, Any] = models[0].card["plan"]
+    return ModelCard(
+        format=FORMAT,
+        made_with=_versions(),
+        dataset=plan["dataset"],
+        configuration=plan["configuration"],
+        label_names=tuple(plan["label_names"]),
+        class_names=tuple(plan["class_names"]),
+        models=tuple(models),
+        files=tuple(
+            ArchivedFile(name=name, size=path.stat().st_size, sha256=file_hash(path))
+            for name, path in sources.items()
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # the program runs from its folder, without installation
+    return found
+
+
+def _write(output: Path, card: ModelCard, sources: Mapping[str, Path]) -> None:
+    """Weights are stored as they are: numbers hardly shrink, and stored ones can be read in place."""
+    text = json.dumps(to_plain(card), indent=1, allow_nan=False, ensure_ascii=False)
+    with atomic_file(output) as stream, zipfile.ZipFile(stream, "w") as made:
+        _add(made, CARD, text.encode())
+        for name, source in sources.items():
+            _add(made, name, source.read_bytes())
+
+
+def _add(made: zipfile.ZipFile, name: str, content: bytes) -> None:
+    info = zipfile.ZipInfo(name, date_time=EARLIEST)
+    info.compress_type = zipfile.ZIP_STORED if name.endswith(WEIGHTS) else zipfile.ZIP_DEFLATED
+    info.external_attr = 0o100644 << 16
+    made.writestr(info, content)

@@ -27,11 +27,11 @@ from scripts.classifier_files import (
 )
 from scripts.fold_data import FoldCases, refuse_other_preparation
 from scripts.model_run import ModelRun, open_model, planned_spacing_mm
+from scripts.prepared_prediction import network_input
 from scripts.run_options import RunOptions
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.errors import DatasetError, UserError
 from utils.run_log import progress, say
-from utils.storage import read_array
 
 NONE = "none"  # of --fit_classifier
 
@@ -147,7 +147,7 @@ def _features(results: Path, model: ModelRun, source: FeatureSource) -> np.ndarr
         return kept
     rows = []
     for case in progress(source.cases, total=len(source.cases), label="Features"):
-        image, spacing_mm = read_array(case.image), planned_spacing_mm(case.footprint)
+        image, spacing_mm = network_input(case, model.plan), planned_spacing_mm(case.footprint)
         prediction = model.predict(image, case.case_id, spacing_mm)
         rows.append(model.features(image, prediction, source.rule, spacing_mm))
     features = np.stack(rows)

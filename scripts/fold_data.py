@@ -71,7 +71,6 @@ def read_fold(options: RunOptions) -> FoldCases:
     named = find_plan(prepared_folder(options), options.plan)
     folder, plan = named.folder, named.plan
     _refuse_other_dimension(plan, folder, options.dim)
-    _refuse_cascade(plan, folder)
     if options.brats:
         plan = with_brats_regions(plan, folder)
     refuse_unpaired(folder)
@@ -99,15 +98,6 @@ def _refuse_other_dimension(plan: Plan, folder: Path, dim: int) -> None:
     planned = 2 if plan.patch[0] == 1 else 3
     if planned != dim:
         raise UserError(f"{folder} is planned for --dim {planned}, not {dim}. Give --dim {planned}.")
-
-
-def _refuse_cascade(plan: Plan, folder: Path) -> None:
-    """Planned and prepared, but not trained yet: better said than trained without the previous stage."""
-    if plan.prior_labels:
-        raise DatasetError(
-            f"{folder}: the plan asks for a previous stage, which training does not support yet. "
-            "Use the plan of another configuration."
-        )
 
 
 def cases_to_predict(options: RunOptions) -> tuple[PreprocessedCase, ...]:

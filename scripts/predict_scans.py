@@ -16,10 +16,11 @@ from data_preprocessing.scans import read_scans
 from data_preprocessing.volume_io import write_volume
 from nnunet.evaluation.postprocessing import Step, postprocess
 from scripts.class_output import write_class_output
-from scripts.ensemble import Ensemble, ScanAnswer, open_ensemble
+from scripts.ensemble import Ensemble, ScanAnswer
 from scripts.model_postprocessing import choose_postprocessing
 from scripts.model_run import PredictionRow, prediction_row, write_predictions_table
 from scripts.prediction_shard import PredictionShard
+from scripts.previous_stage import Stages, open_stages
 from scripts.run_options import ALL_CASES, RunOptions
 from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
@@ -57,14 +58,15 @@ def predict_scans(options: RunOptions) -> Path:
     """Predict every scan of `--input` into `--output`; a bad scan is reported and the others go on."""
     assert options.input is not None  # the caller chose this story because of it
     shard = PredictionShard.parse(options.shard)
-    ensemble = open_ensemble(options)
-    scans = shard.share_of(_scans_of(options, ensemble)[: options.test_limit], lambda scan: scan.case_id)
+    stages = open_stages(options)
+    ensemble = stages.last
+    scans = shard.share_of(_scans_of(options, stages)[: options.test_limit], lambda scan: scan.case_id)
     folder = options.output or options.results / PREDICTIONS
     chosen = choose_postprocessing(options.postprocessing, ensemble)
     say(f"Predicting {len(scans)} scans on {ensemble.runs[0].device.type} into {folder}{_by(ensemble)}")
     started = time.perf_counter()
     target = Target(folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps)
-    rows, failures = _predict(scans, ensemble, target)
+    rows, failures = _predict(scans, stages, target)
     table = shard.file_of(folder / TABLE)
     write_predictions_table(table, rows, ensemble.plan)
     write_class_output(options.class_output or folder, rows, ensemble.plan, shard)
@@ -90,7 +92,7 @@ def predict_scans(options: RunOptions) -> Path:
 
 
 def _predict(
-    scans: Sequence[RawCase], ensemble: Ensemble, target: Target
+    scans: Sequence[RawCase], stages: Stages, target: Target
 ) -> tuple[list[PredictionRow], list[str]]:
     """A row for each scan, and what is wrong with the others.
 
@@ -100,9 +102,9 @@ def _predict(
     failures: list[str] = []
     pending: deque[Future[PredictionRow]] = deque()
     with ThreadPoolExecutor(max_workers=1) as writer:
-        for ready in progress(_ready_scans(scans, ensemble.plans), total=len(scans), label="Predict"):
+        for ready in progress(_ready_scans(scans, stages.plans), total=len(scans), label="Predict"):
             try:
-                pending.append(writer.submit(_write, target, ready, _answer(ensemble, ready)))
+                pending.append(writer.submit(_write, target, ready, _answer(stages, ready)))
             except DatasetError as error:
                 failures.append(str(error))
             if len(pending) > MAX_PENDING:
@@ -116,13 +118,13 @@ def _by(ensemble: Ensemble) -> str:
     return f" by {count} models" if count > 1 else ""
 
 
-def _scans_of(options: RunOptions, ensemble: Ensemble) -> tuple[RawCase, ...]:
+def _scans_of(options: RunOptions, stages: Stages) -> tuple[RawCase, ...]:
     """A scan, the scans of a folder, or the held-out cases of a raw dataset.
 
     The folds are the dataset's own, else those of the training in the results folder; without folds, the test
     cases.
     """
-    source, plan = options.input, ensemble.plan
+    source, plan = options.input, stages.last.plan
     assert source is not None  # the caller chose this story because of it
     if not (source / "dataset.json").is_file():
         # The foreground channel is made here, it has no file.
@@ -137,7 +139,7 @@ def _scans_of(options: RunOptions, ensemble: Ensemble) -> tuple[RawCase, ...]:
     cases = {case.case_id: case for case in dataset.training}
     patients = {case_id: case.patient_id for case_id, case in cases.items()}
     held_out = pick_fold(read_folds(splits), options.fold, patients=patients, source=splits).val
-    ensemble.refuse_training_cases(held_out)
+    stages.refuse_training_cases(held_out)
     # Without the label: prediction must not depend on it, nor stop because of it.
     return tuple(replace(cases[case_id], label=None) for case_id in sorted(held_out))
 
@@ -162,10 +164,10 @@ def _prepare(scan: RawCase, plans: Sequence[Plan]) -> ReadyScan:
         return ReadyScan(case_id=scan.case_id, error=error)
 
 
-def _answer(ensemble: Ensemble, ready: ReadyScan) -> ScanAnswer:
+def _answer(stages: Stages, ready: ReadyScan) -> ScanAnswer:
     if not ready.arrays:
         raise ready.error or DatasetError(f"Case {ready.case_id} could not be prepared.")
-    return ensemble.answer(ready.arrays, ready.case_id)
+    return stages.answer(ready.arrays, ready.case_id)
 
 
 def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRow:

@@ -90,6 +90,9 @@ class RunOptions:
     folds_at_once: int | None = None
     """How many folds scripts/crossval.py trains at the same time; unset: one for every --gpus GPUs that are
     there."""
+    previous_stage: Path | None = None
+    """Results of the first stage of a cascade, for predictions of raw scans; unset: those that
+    previous_stage.json beside the second stage names."""
     predictor: Literal["segmentation", "classification"] | None = None
     """What a prediction writes: masks and volumes, or classes; unset: all that the checkpoint predicts."""
     postprocessing: str = AUTO

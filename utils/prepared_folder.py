@@ -14,6 +14,7 @@ from utils.storage import from_plain, read_json, read_record, write_json
 IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META = "_x.npy", "_y.npy", "_fg.npy", "_orig_lbl.npy", "_meta.npy"
 PRIOR = "_prior.npy"  # a previous stage's label map, the input of the next
 CASE_FILES = (IMAGE, LABEL, FOREGROUND, ORIGINAL_LABEL, META, PRIOR)
+PRIORS = "priors.json"  # which networks of the previous stage those are from
 PLAN, FINGERPRINT, DATASET, MANIFEST = "plan.json", "fingerprint.json", "dataset.json", "manifest.json"
 SPLITS = "splits_final.json"
 DEFAULT_PLAN = "default"  # the name of plan.json
@@ -21,7 +22,7 @@ PLANS = "plans"  # further plans of a folder, NAME.json each
 PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 INHERITS = "inherits_from"  # names the plan from which such a file takes the fields that it leaves out
 RESERVED_IDS = frozenset(
-    Path(name).stem for name in (PLAN, FINGERPRINT, DATASET, MANIFEST, SPLITS)
+    Path(name).stem for name in (PLAN, FINGERPRINT, DATASET, MANIFEST, SPLITS, PRIORS)
 )  # a case of this name would overwrite the folder's own files
 
 

@@ -141,8 +141,8 @@ def made_plan(options: BenchmarkOptions) -> Plan:
 def _refuse_untrainable(plan: Plan) -> None:
     if plan.prior_labels:
         raise UserError(
-            "The plan is the second stage of a cascade, which no benchmark measures. Measure another plan of the "
-            "dataset, or --input synthetic with --shape."
+            "The plan is the second stage of a cascade, which no benchmark measures. Measure another plan of "
+            "the dataset, or --input synthetic with --shape."
         )
 
 

@@ -13,14 +13,13 @@ from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.postprocessing import Postprocessing, mean_dice
 from scripts.crossval_folds import (
     finished_folds,
-    fold_metrics,
     logged_options,
     refuse_other_options,
 )
 from scripts.crossval_folds import (
     refuse_other_cases as refuse_other_split,
 )
-from scripts.crossval_scores import Pool, gather, write_postprocessing
+from scripts.crossval_scores import Pool, fold_networks, gather, write_postprocessing
 from scripts.crossval_words import OWN, options_of, words_of
 from scripts.fold_data import read_fold
 from scripts.members import METRICS_FILE, fold_folder, fold_folders
@@ -92,7 +91,7 @@ def read_candidate(results: Path, data: Path | None, folds: Sequence[int], devic
         options=options,
         pool=pool,
         folder=results,
-        networks=tuple(fold_metrics(results, fold)["network"] for fold in wanted),
+        networks=fold_networks(results, wanted),
     )
 
 

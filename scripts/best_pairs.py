@@ -59,7 +59,8 @@ def pair_of(first: Candidate, second: Candidate, folder: Path) -> Candidate:
         options=first.options,
         pool=replace(first.pool, cases=tuple(sorted(cases, key=lambda pooled: pooled.case.case_id))),
         folder=folder,
-        networks=(*first.networks, *second.networks),
+        # Where those of one are unknown, the pair's are.
+        networks=(*first.networks, *second.networks) if first.networks and second.networks else (),
     )
 
 

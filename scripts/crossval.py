@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -155,8 +156,14 @@ def _told(options: RunOptions, failed: dict[FoldJob, int]) -> str:
     )
 
 
+def _leave(number: int, frame: object) -> None:  # noqa: ARG001 - as signal handlers are called
+    """End as after an interruption from the keyboard, so that no training goes on without this process."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run from the command line."""
+    signal.signal(signal.SIGTERM, _leave)
     words = sys.argv[1:]
     command = read_command(words, program="crossval.py", description=DESCRIPTION)
     for_folds = words_for_folds(words)

@@ -166,6 +166,12 @@ def write_postprocessing(path: Path, pool: Pool, networks: Sequence[str]) -> Pos
     return found
 
 
+def fold_networks(results: Path, folds: Sequence[int]) -> tuple[str, ...]:
+    """The hashes of the folds' validated weights; none where a fold was scored before they were noted."""
+    noted = [str(network) for fold in folds if (network := fold_metrics(results, fold).get("network"))]
+    return tuple(noted) if len(noted) == len(folds) else ()
+
+
 def fold_line(fold: int, metrics: Mapping[str, Any]) -> str:
     """What a finished fold scores, in one line."""
     parts = []
@@ -192,8 +198,7 @@ def _postprocessing(options: RunOptions, pool: Pool, scores: ValidationScores) -
     """None where no case has a mask to be better or worse than."""
     if scores.segmentation is None:
         return None
-    networks = [fold_metrics(options.results, fold)["network"] for fold in pool.folds]
-    return write_postprocessing(options.results / FILE, pool, networks)
+    return write_postprocessing(options.results / FILE, pool, fold_networks(options.results, pool.folds))
 
 
 def _fold_record(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def save_model(results: Path, plan: Plan, seed: int, branch: str = "simple") -> 
 def scan(tmp_path: Path) -> Path:
     path = tmp_path / "scan_0000.nii.gz"
     voxels = np.random.default_rng(0).normal(100, 20, (22, 20, 7)).astype(np.float32)
+    voxels[:3] = 0  # cropped away before prediction
     affine = np.diag([1.1, 1.0, 2.5, 1.0])
     write_volume(path, voxels, affine=affine, qform_code=1, sform_code=1, spacing_mm=(1.1, 1.0, 2.5))
     return path
@@ -101,6 +102,8 @@ def test_models_answer_by_the_mean_of_their_probabilities(
     assert len(open_ensemble(together).groups) == (1 if spacing_mm == (2.0, 1.0, 1.0) else 2)
     folder = predict_scans(together)
     single = [alone(together, path) for path in (first, *folds)]
+    assert all(np.allclose(one.label_probs.sum(axis=0), 1, atol=1e-4) for one in single)
+    assert all((one.label_probs[0, :3] == 1).all() for one in single)
     mean = mean_prediction(
         MemberAnswer(prediction=one, weight=weight)
         for one, weight in zip(single, (0.5, 0.25, 0.25), strict=True)
@@ -125,9 +128,10 @@ def test_regions_are_averaged_one_by_one(
 ) -> None:
     regions = {"regions": ((1, 2), (2,)), "region_names": ("whole", "lesion"), "regions_class_order": (1, 2)}
     paths = [
-        save_model(tmp_path / str(seed), make_plan(spacing_mm=(2.0, 1.0, 1.0 + seed / 10), **regions), seed)
-        for seed in (1, 2)
+        save_model(tmp_path / str(seed), make_plan(spacing_mm=(2.0, 1.0, width), **regions), seed)
+        for seed, width in ((1, 1.1), (2, 1.1), (3, 1.3))
     ]
+    assert [len(group.runs) for group in open_ensemble(options("x", members=tuple(paths))).groups] == [2, 1]
     folder = predict_scans(options("out", members=tuple(paths)))
     whole, lesion = mean_prediction(
         MemberAnswer(prediction=alone(options("x"), path)) for path in paths

@@ -1,11 +1,15 @@
 """Which models a prediction takes, from paths alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scripts import inference
 from scripts.members import Member, find_members, fold_folders, results_of
+from scripts.run_benchmark import benchmark_options
 from scripts.run_options import RunOptions
+from scripts.run_start import refuse_contradictory_start
 from utils.errors import DatasetError, UserError
 
 
@@ -81,3 +85,29 @@ def test_contradictions_and_empty_folders_are_told(tmp_path: Path) -> None:
 def test_a_checkpoint_lies_in_its_results_or_was_moved(tmp_path: Path) -> None:
     assert results_of(tmp_path / "checkpoints" / "last.ckpt") == tmp_path
     assert results_of(tmp_path / "model.ckpt") == tmp_path
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"members": (Path("a"),)},
+        {"folds": (1,)},
+        {"predictor": "segmentation"},
+        {"postprocessing": "none"},
+        {"folds_at_once": 2},
+    ],
+)
+def test_what_only_a_prediction_has_is_refused_elsewhere(given: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = given
+    with pytest.raises(UserError, match=f"--{name}"):
+        refuse_contradictory_start(RunOptions(**given))
+    checkpoint = trained(tmp_path)
+    with pytest.raises(UserError, match=f"--{name}: --exec_mode evaluate"):
+        inference.evaluate(RunOptions(ckpt_path=checkpoint, **given))
+
+
+@pytest.mark.flag("fold")
+def test_a_benchmark_of_all_cases_takes_all_cases() -> None:
+    options = RunOptions(benchmark=True, fold="all")
+    assert benchmark_options(options).fold is None
+    assert benchmark_options(RunOptions(benchmark=True, fold=2)).fold == 2

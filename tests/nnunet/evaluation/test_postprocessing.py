@@ -42,7 +42,7 @@ def test_the_smaller_component_goes_and_other_labels_stay() -> None:
 
 def test_voxels_that_share_a_corner_are_connected() -> None:
     mask = np.zeros((3, 3, 3), np.uint8)
-    mask[0, 0, 0] = mask[1, 1, 1] = 2
+    mask[0, 0, 0] = mask[0, 0, 1] = mask[1, 1, 2] = 2
     assert keep_largest(mask, LESION) is mask
 
 
@@ -81,6 +81,16 @@ def test_the_whole_is_left_where_one_structure_falls_and_the_other_alone_is_clea
     assert [step.name for step in found.steps] == ["organ"]
     np.testing.assert_array_equal(postprocess(mask, found.steps), truth)
     assert found.dice_before == pytest.approx((6 / 7 + 1) / 2)
+    assert found.dice_after == 1
+
+
+def test_the_whole_is_left_where_the_mean_rises_at_the_cost_of_one_structure() -> None:
+    truth = line(1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 2)
+    found = find((truth, line(1, 1, 2, 2, 2, 2, 0, 1, 0, 0, 2)))
+    # Organ 4/5 and lesion 1 would become 1 and 8/9.
+    assert found.trials[0].dice_before == pytest.approx((4 / 5 + 1) / 2)
+    assert found.trials[0].dice_after == pytest.approx((1 + 8 / 9) / 2)
+    assert [step.name for step in found.steps] == ["organ"]
     assert found.dice_after == 1
 
 

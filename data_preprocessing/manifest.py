@@ -129,9 +129,12 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()
 
 
-def planner_hash(options: PlannerOptions, *, configuration: str, foreground_channel: bool) -> str:
-    """Hash of everything but the fingerprint that a plan follows from."""
-    return _hash([options.decisive(), configuration, foreground_channel])
+def planner_hash(
+    options: PlannerOptions, *, configuration: str, foreground_channel: bool, source: Plan | None = None
+) -> str:
+    """Hash of everything but the fingerprint that a plan follows from; with a `source`, that plan too."""
+    sources = [] if source is None else [source]
+    return _hash([options.decisive(), configuration, foreground_channel, *sources])
 
 
 def rules_hash(plan: Plan, *, mode: str) -> str:

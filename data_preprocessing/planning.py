@@ -176,6 +176,12 @@ def _full_grid(fingerprint: Fingerprint, target: Spacing, axis_order: Shape) -> 
     )
 
 
+def median_on_grid(fingerprint: Fingerprint, spacing_mm: Spacing, axis_order: Shape) -> Shape:
+    """Voxels of the median case at a spacing, both in planned axes."""
+    z, y, x = (spacing_mm[axis_order.index(axis)] for axis in range(3))
+    return _rounded(_full_grid(fingerprint, (z, y, x), axis_order).median_shape)
+
+
 def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) -> tuple[Fit, bool]:
     """The fit of `configuration`, and whether its Dice is pooled over the batch."""
     _, height, width = full.median_shape

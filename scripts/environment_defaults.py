@@ -15,6 +15,15 @@ LOSS_WEIGHT = "NNUNETV2_MT_LOSS_WEIGHT"
 CHECKPOINT = "NNUNETV2_PRE_CHECKPOINT_PATH"
 NUM_CLASSES = "NNUNETV2_MT_NUM_CLS"
 OPTIONS: Mapping[str, str] = {"class_loss_weight": LOSS_WEIGHT, "ckpt_path": CHECKPOINT}
+# nnU-Net's folders: what preprocess.py reads and writes, what main.py and its like read and write.
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+RAW_FOLDERS = OptionRules(environment={"data": RAW, "results": PREPROCESSED})
+RUN_FOLDERS: Mapping[str, str] = {"data": PREPROCESSED, "results": RESULTS}
+
+
+def with_folders(rules: OptionRules) -> OptionRules:
+    """The rules with nnU-Net's folders, where their variables are set, for --data and --results of a run."""
+    return replace(rules, environment={**RUN_FOLDERS, **rules.environment})
 
 
 def with_environment(argv: Sequence[str], rules: OptionRules) -> OptionRules:
@@ -33,7 +42,7 @@ def with_environment(argv: Sequence[str], rules: OptionRules) -> OptionRules:
         wanted.pop("ckpt_path", None)
     if "class_loss_weight" in wanted:
         _number(LOSS_WEIGHT, float)
-    return replace(rules, environment=wanted)
+    return replace(rules, environment={**rules.environment, **wanted})
 
 
 def refuse_other_class_count(plan: Plan) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_loading.catalogue import refuse_unpaired
+from data_preprocessing.dataset import task_code
 from scripts.brats_plan import with_brats_regions
 from scripts.named_plans import find_plan
 from scripts.run_options import ALL_CASES, RunOptions
@@ -16,6 +18,7 @@ from utils.left_right import with_left_right
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, own_folder, plan_file, plan_names
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
+TASK_NUMBER = re.compile(r"(?:Task|Dataset)?(\d+)(?:_.*)?")
 PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
 PREPARATION = (
     "axis_order",
@@ -49,14 +52,21 @@ def prepared_folder(options: RunOptions) -> Path:
     """
     if (options.data / PLAN).is_file():
         return options.data
-    digits = "".join(filter(str.isdigit, Path(options.task).name.split("_")[0]))
-    # MSD numbers have two digits, nnU-Net's three; people write either, or neither.
-    codes = [options.task] if not digits else [digits, f"{int(digits):02d}", f"{int(digits):03d}"]
-    names = [f"{code}_{options.dim}d" for code in codes]
-    folders = [options.data / name for name in dict.fromkeys(names)]
-    for folder in folders:
-        if plan_file(folder).is_file() or plan_file(own_folder(folder, options.plan)).is_file():
-            return folder
+    names = [f"{code}_{options.dim}d" for code in _codes(options.task)]
+    folders = [options.data / name for name in names]
+    found = [
+        folder
+        for folder in folders
+        if plan_file(folder).is_file() or plan_file(own_folder(folder, options.plan)).is_file()
+    ]
+    if len(found) > 1 and found[0] != folders[0]:
+        present = ", ".join(folder.name for folder in found)
+        raise UserError(
+            f"--task {options.task} is ambiguous: {options.data} has {present}. "
+            "Give the number as it is written there."
+        )
+    if found:
+        return found[0]
     others = [name for folder in folders for name in plan_names(folder)]
     told = f" It has the plans {', '.join(others)}: choose one with --plan." if others else ""
     raise DatasetError(
@@ -64,6 +74,17 @@ def prepared_folder(options: RunOptions) -> Path:
         f"Run: python preprocess.py --data RAW --results {options.data} "
         f"--task {options.task} --dim {options.dim}"
     )
+
+
+def _codes(task: str) -> list[str]:
+    """What a prepared folder's name may begin with: the dataset's own code, then other ways to write it.
+
+    MSD numbers have two digits, nnU-Net's three; people write either, or neither.
+    """
+    code = task_code(Path(task))
+    number = TASK_NUMBER.fullmatch(code)
+    others = [] if number is None else [format(int(number[1]), width) for width in ("d", "02d", "03d")]
+    return list(dict.fromkeys([code, *([number[1]] if number else []), *others]))
 
 
 def read_fold(options: RunOptions) -> FoldCases:

@@ -17,6 +17,7 @@ from data_preprocessing.volume_io import write_volume
 from nnunet.evaluation.postprocessing import Step, postprocess
 from scripts.class_output import write_class_output
 from scripts.ensemble import Ensemble, ScanAnswer
+from scripts.memory_check import too_large_scans
 from scripts.model_postprocessing import choose_postprocessing
 from scripts.model_run import PredictionRow, prediction_row, write_predictions_table
 from scripts.prediction_shard import PredictionShard
@@ -66,7 +67,10 @@ def predict_scans(options: RunOptions) -> Path:
     say(f"Predicting {len(scans)} scans on {ensemble.runs[0].device.type} into {folder}{_by(ensemble)}")
     started = time.perf_counter()
     target = Target(folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps)
-    rows, failures = _predict(scans, stages, target)
+    too_large = too_large_scans(scans, stages.plans)
+    fitting = [scan for scan in scans if scan.case_id not in too_large]
+    rows, failures = _predict(fitting, stages, target)
+    failures = [*too_large.values(), *failures]
     table = shard.file_of(folder / TABLE)
     write_predictions_table(table, rows, ensemble.plan)
     write_class_output(options.class_output or folder, rows, ensemble.plan, shard)

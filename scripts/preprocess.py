@@ -12,9 +12,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preprocessing.planners import PlannerOptions
+from scripts.environment_defaults import RAW_FOLDERS
+from scripts.several_datasets import prepare_each, tasks_of
 from utils.command import run_command
-from utils.errors import DatasetError
-from utils.options import parse
+from utils.errors import DatasetError, UserError
+from utils.options import option_layers, origins, parse
 from utils.ranges import check_jobs
 from utils.run_log import say
 
@@ -26,11 +28,14 @@ class PreprocessOptions:
     """What `preprocess.py` may be told."""
 
     data: Path = Path("/data")
-    """Folder that holds the raw dataset."""
+    """Folder that holds the raw dataset; unset: that of the environment variable nnUNet_raw, where it is
+    set."""
     results: Path = Path("/data")
-    """Folder for the results; they land in <results>/<task>_<dim>d."""
-    task: str = "01"
-    """Dataset: its number (04, 10), its folder name, or a path."""
+    """Folder for the results, which land in <results>/<task>_<dim>d; unset: that of the environment variable
+    nnUNet_preprocessed, where it is set."""
+    task: str | tuple[str, ...] = "01"
+    """Dataset: its number (4, 010), its folder name, or a path. Several are prepared one after the other; one
+    that fails does not stop the others, and the command then ends with status 1."""
     dim: Literal[2, 3] = 3
     """Dimension of the network: 3 for volumes, 2 for slices."""
     exec_mode: Literal["training", "val", "test"] = "training"
@@ -52,6 +57,10 @@ class PreprocessOptions:
     planner default. Another plan is written as plans/NAME.json where it can be trained on the same volumes,
     else prepared as <task>_<dim>d_NAME; main.py --plan NAME trains it. A file plans/NAME.json written by hand
     may name another plan under "inherits_from" and hold the fields that differ."""
+    plan_from: Path | None = None
+    """Plan the dataset as another one, for weights that are to be fine-tuned on it: grid, patch, stages and
+    normalisation, with the other's intensities, come from this prepared folder, plan file or checkpoint;
+    channels, labels and classes are the dataset's. main.py --ckpt_path then starts from the weights."""
     keep_plan: bool = False
     """Keep the plan of the folder although the dataset has changed since."""
     allow_external: bool = False
@@ -66,14 +75,17 @@ class PreprocessOptions:
 
 
 def run(options: PreprocessOptions) -> Path:
-    """Prepare the cases and return their folder; raises UserError with everything that is wrong."""
+    """Prepare the cases of one dataset and return their folder; raises UserError with all that is wrong."""
     # Imported here, so that --help does not wait for the readers.
     from data_preprocessing.cluster import connected
     from data_preprocessing.workers import prepare_cases
     from scripts import preprocess_plans
     from scripts import preprocess_steps as steps
+    from scripts.memory_check import check_preparing
 
     check_jobs(options.n_jobs)
+    if len(tasks_of(options)) > 1:
+        raise UserError(f"One dataset is prepared here, got --task {' '.join(options.task)}.")
     start_s = time.perf_counter()
     work = steps.open_work(options)
     with connected(options.cluster) as cluster:
@@ -82,6 +94,9 @@ def run(options: PreprocessOptions) -> Path:
         if options.verbose:
             print(steps.describe_plan(chosen.plan))
         recipe, todo = steps.start_folder(chosen, found, options)
+        if cluster is None:
+            cases = [case for case, _ in todo]
+            check_preparing(cases, chosen.plan, found.fingerprint, num_jobs=options.n_jobs)
         outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs, cluster=cluster)
     for outcome in outcomes:
         if outcome.error:
@@ -96,7 +111,14 @@ def run(options: PreprocessOptions) -> Path:
 
 def main() -> None:
     """Parse the command line and run."""
-    run(parse(PreprocessOptions, sys.argv[1:], program="preprocess.py", description=DESCRIPTION))
+    words = sys.argv[1:]
+    options = parse(
+        PreprocessOptions, words, program="preprocess.py", description=DESCRIPTION, rules=RAW_FOLDERS
+    )
+    for name, origin in origins(option_layers(PreprocessOptions, words, RAW_FOLDERS)).items():
+        if origin.startswith("environment "):
+            say(f"Options of {origin}: {name} {getattr(options, name)}")
+    prepare_each(options, run)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _base(work: Work, found: Findings, options: PreprocessOptions) -> Choice:
             overwrite_target_spacing=None,
             patch_size=None,
         )
-        as_usual = replace(options, planner=usual)
+        as_usual = replace(options, planner=usual, plan_from=None)
         plan = new_plan(work, found, as_usual)
         return Choice(work=work, plan=plan, planner=options_hash(work, as_usual), dtype=options.dtype)
     if not same_data(work, found) and not options.keep_plan:

@@ -32,7 +32,10 @@ from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
+from scripts.memory_check import check_reading
 from scripts.named_plans import place_of
+from scripts.several_datasets import tasks_of
+from scripts.transferred_plan import read_source, refuse_contradictions, transferred_plan
 from utils import prepared_folder
 from utils.contracts import Dataset, Fingerprint, Plan, RawCase
 from utils.errors import DatasetError, Fault, StorageFault, UserError
@@ -71,13 +74,15 @@ class Findings:
 
 def open_work(options: PreprocessOptions) -> Work:
     """Read the description of the dataset and look into the folder of the results."""
-    root = find_dataset(options.data, options.task)
+    (task,) = tasks_of(options)
+    root = find_dataset(options.data, task)
     reading = describe_dataset(root, allow_external=options.allow_external)
     if options.lowres and options.dim == 2:
         raise UserError("There is no low-resolution 2-D configuration. Drop --lowres, or use --dim 3.")
     suffix = "3d_lowres" if options.lowres else f"{options.dim}d"
     configuration = suffix if suffix != "3d" else "3d_fullres"
     check_options(options.planner, configuration)
+    refuse_contradictions(options)
     base = options.results / f"{task_code(root)}_{suffix}"
     plan_folder = place_of(base, options)
     is_training = options.exec_mode == "training"
@@ -118,6 +123,8 @@ def survey(work: Work, options: PreprocessOptions, cluster: Any = None) -> Findi
         if stored is None or _describes(stored, work.dataset):
             return Findings(inputs=known, fingerprint=stored)
     pending = [case for case in work.cases if is_training or case.case_id not in known]
+    if cluster is None:
+        check_reading(pending, num_jobs=options.n_jobs)
     surveys = survey_cases(
         pending, work.dataset, num_jobs=options.n_jobs, is_measured=is_training, cluster=cluster
     )
@@ -191,8 +198,17 @@ def same_data(work: Work, found: Findings) -> bool:
 
 
 def new_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan:
-    """The plan of the dataset by the options."""
+    """The plan of the dataset by the options, or by another plan."""
     assert found.fingerprint is not None  # a training set is measured
+    if options.plan_from is not None:
+        moved = transferred_plan(
+            read_source(options.plan_from),
+            found.fingerprint,
+            configuration=work.configuration,
+            foreground_channel=options.ohe,
+            ignore_label=work.dataset.ignore_label,
+        )
+        return with_regions(moved, work.dataset)
     plan = plan_experiment(
         found.fingerprint,
         configuration=work.configuration,
@@ -245,8 +261,11 @@ def _stored_plan(work: Work, path: Path) -> Plan:
 
 
 def options_hash(work: Work, options: PreprocessOptions) -> str:
-    """Hash of the options that a plan follows from."""
-    return planner_hash(options.planner, configuration=work.configuration, foreground_channel=options.ohe)
+    """Hash of the options that a plan follows from, and of the plan that it is made from."""
+    source = None if options.plan_from is None else read_source(options.plan_from)
+    return planner_hash(
+        options.planner, configuration=work.configuration, foreground_channel=options.ohe, source=source
+    )
 
 
 def start_folder(

@@ -42,9 +42,11 @@ class RunOptions:
     """Measure instead: --exec_mode train or predict for --warmup and --train_batches or --test_batches
     batches, as scripts/benchmark.py does."""
     data: Path = Path("/data")
-    """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself."""
+    """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself; unset: that of the
+    environment variable nnUNet_preprocessed, where it is set."""
     results: Path = Path("/results")
-    """Folder for checkpoints, logs and predictions."""
+    """Folder for checkpoints, logs and predictions; unset: that of the environment variable nnUNet_results,
+    where it is set."""
     task: str = "01"
     """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
     brats: bool = False

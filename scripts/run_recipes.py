@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.class_recipes import class_recipes
-from scripts.environment_defaults import with_environment
+from scripts.environment_defaults import with_environment, with_folders
 from scripts.run_options import RunOptions
 from utils.options import OptionRules, option_layers, origins, parse
 
@@ -42,6 +42,7 @@ USUAL = "nvidia"
 RECIPES: dict[str, dict[str, Any]] = {USUAL: {}, "nnunet": NNUNET, **class_recipes(NNUNET)}
 RULES = OptionRules(preset="recipe", usual_preset=USUAL, presets=RECIPES, refused=REFUSED)
 TRAINING_PROGRAMS = ("main.py", "train.py", "crossval.py")
+PROGRAMS = (*TRAINING_PROGRAMS, "cascade.py", "inference.py", "fit_classifier.py")
 # NVIDIA's training script: epochs, and those before the first validation; on several GPUs (True), on one.
 SCRIPT_EPOCHS, SCRIPT_SKIPPED = {True: 600, False: 300}, {True: 150, False: 100}
 
@@ -74,8 +75,11 @@ def read_command(
 ) -> RunCommand:
     """`argv` without the program's name, understood; ends the program as `utils.options.parse` does.
 
-    A program that trains takes the environment variables of other systems for defaults.
+    A program takes nnU-Net's folders for defaults where the environment names them, one that trains also the
+    variables of another system.
     """
+    if program in PROGRAMS:
+        rules = with_folders(rules)
     if program in TRAINING_PROGRAMS:
         rules = with_environment(argv, rules)
     options = parse(RunOptions, argv, program=program, description=description, rules=rules)

@@ -18,6 +18,7 @@ from scripts import benchmark_record as records
 from scripts import preprocess_steps as steps
 from scripts.benchmark_result import PreprocessRecord
 from scripts.preprocess import PreprocessOptions
+from scripts.preprocess_plans import choose
 from utils.errors import DatasetError
 from utils.run_log import say
 
@@ -95,8 +96,8 @@ def _measure(options: BenchmarkOptions, folder: Path) -> PreprocessRecord:
         work = steps.open_work(wanted)
         found = steps.survey(work, wanted)
         surveyed = time.perf_counter()
-        plan = steps.choose_plan(work, found, wanted)
-        recipe, todo = steps.start_folder(work, found, plan, wanted)
+        chosen = choose(work, found, wanted)
+        recipe, todo = steps.start_folder(chosen, found, wanted)
         planned = time.perf_counter()
         outcomes = prepare_cases(todo, recipe, num_jobs=options.n_jobs)
         ended = time.perf_counter()
@@ -111,7 +112,7 @@ def _measure(options: BenchmarkOptions, folder: Path) -> PreprocessRecord:
         machine=records.machine_record(None),
         options=records.portable_options(options),
         dataset=work.dataset.name,
-        configuration=plan.configuration,
+        configuration=chosen.plan.configuration,
         cases=cases,
         processes=options.n_jobs if options.n_jobs > 0 else psutil.cpu_count() or 1,
         raw_mb=sum(path.stat().st_size for path in set(raw)) / MB,

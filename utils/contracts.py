@@ -139,7 +139,7 @@ class Plan:
     decoder_blocks: int = 2  # convolutions per stage of the decoder
     resampling: str = "scipy"  # of images: scipy, torch or torch_sepz
     left_right_pairs: tuple[tuple[int, int], ...] | None = None  # label values; None: not declared
-    left_right: str = "plain"  # what mirroring along x does to these labels: swap, off (no mirroring) or plain
+    left_right: str = "plain"  # what mirroring along x does to these labels: swap, off (none) or plain
 
     @property
     def num_logits(self) -> int:

@@ -27,6 +27,9 @@ from scripts.best_configuration import BestOptions
 from scripts.download import DownloadOptions
 from scripts.evaluate import EvaluateOptions
 from scripts.evaluate_folders import ClassificationOptions, MaskOptions
+from scripts.export_model import ExportOptions
+from scripts.export_onnx import OnnxOptions
+from scripts.import_model import ImportOptions
 from scripts.preprocess import PreprocessOptions
 from scripts.run_options import RunOptions
 from scripts.run_recipes import NNUNET
@@ -89,6 +92,13 @@ COMMANDS = (
         must_be_proven=False,
     ),
     Command(program="download.py", kind=DownloadOptions, prefix="download:", must_be_proven=False),
+    Command(
+        program="scripts/export_model.py", kind=ExportOptions, prefix="export_model:", must_be_proven=False
+    ),
+    Command(
+        program="scripts/import_model.py", kind=ImportOptions, prefix="import_model:", must_be_proven=False
+    ),
+    Command(program="scripts/export_onnx.py", kind=OnnxOptions, prefix="export_onnx:", must_be_proven=False),
     Command(
         program="scripts/convert_pancreas.py",
         kind=convert_pancreas.ConvertOptions,

@@ -72,6 +72,7 @@ def export_network(model: TrainedModel, path: Path) -> None:
                 opset_version=OPSET,
                 input_names=[IMAGE],
                 output_names=names,
+                dynamic_shapes=any_batch(),  # once more, for its name
                 verbose=False,
             )
             made = program.model_proto
@@ -90,9 +91,13 @@ def captured_heads(network: nn.Module, plan: Plan) -> Any:
     """The heads as torch.export captures them, of operators that ONNX has, for any batch."""
     heads = Heads(network).eval()
     example = torch.zeros(EXPORT_BATCH, *input_shape(plan))
-    batch = {0: torch.export.Dim(BATCH, min=1)}
-    captured = torch.export.export(heads, (example,), dynamic_shapes={"image": batch})
+    captured = torch.export.export(heads, (example,), dynamic_shapes=any_batch())
     return captured.run_decompositions(replacements())
+
+
+def any_batch() -> dict[str, Any]:
+    """That the first axis of the input is free, as torch.export wants it."""
+    return {IMAGE: {0: torch.export.Dim(BATCH, min=1)}}
 
 
 def input_shape(plan: Plan) -> tuple[int, ...]:

@@ -38,8 +38,9 @@ class RunningStandardiser(nn.Module):
         super().__init__()
         num_features = sum(widths)
         mean_width = num_features / len(widths)
-        share = [math.sqrt(mean_width / width) for width in widths for _ in range(width)]
-        self.register_buffer("share", torch.tensor(share), persistent=False)
+        shares = torch.tensor([math.sqrt(mean_width / width) for width in widths])
+        share = shares.repeat_interleave(torch.tensor(list(widths)))
+        self.register_buffer("share", share, persistent=False)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("variance", torch.ones(num_features))
         self.register_buffer("num_cases", torch.zeros(()))
@@ -53,12 +54,18 @@ class RunningStandardiser(nn.Module):
 
     @torch.no_grad()
     def _remember(self, features: Tensor) -> None:
-        """Pool the moments of these cases with those of the cases before."""
-        total = self.num_cases + features.shape[0]
-        rate = features.shape[0] / total.clamp_max(MEMORY)
-        mean = features.mean(dim=0)
-        variance = features.var(dim=0, correction=0)
-        gap = mean - self.mean
+        """Pool the moments of these cases with those of the cases before; all ranks remember the same."""
+        values = (features - self.mean).double()  # near 0, so that squares keep their digits
+        sums = torch.stack(
+            [values.sum(dim=0), values.square().sum(dim=0), torch.ones_like(values).sum(dim=0)]
+        )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        count = sums[2, 0].float()
+        gap = (sums[0] / sums[2]).float()
+        variance = (sums[1] / sums[2] - (sums[0] / sums[2]).square()).clamp_min(0).float()
+        total = self.num_cases + count
+        rate = count / total.clamp_max(MEMORY)
         self.variance.lerp_(variance, rate).add_(rate * (1 - rate) * gap.square())
         self.mean.add_(rate * gap)
         self.num_cases.copy_(total)

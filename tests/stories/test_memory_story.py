@@ -52,7 +52,7 @@ def test_a_scan_that_is_too_large_is_named_and_the_others_are_predicted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scan = next((phantom.raw / "imagesTs").iterdir())
+    scan = next((phantom.raw / "test").iterdir())
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / scan.name).write_bytes(scan.read_bytes())
     write_header(tmp_path / "scans" / "huge_0000.nii", (1500, 1500, 1500), np.int16)

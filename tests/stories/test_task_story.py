@@ -34,12 +34,17 @@ def best_of(results: Path) -> Path:
     return next((results / "checkpoints").glob("epoch=*.ckpt"))
 
 
+STATISTICS = (".mean", ".variance", ".num_cases")  # of the branch's features: they move at a rate of 0 too
+
+
 def moved_parts(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Parts of the network whose weights differ: encoder, decoder, branch."""
+    """Parts of the network whose weights differ: encoder, decoder, branch. Statistics are no weights."""
     return {
         name.split(".")[1]
         for name in before
-        if name.startswith("network.") and not torch.equal(before[name], after[name])
+        if name.startswith("network.")
+        and not name.endswith(STATISTICS)
+        and not torch.equal(before[name], after[name])
     }
 
 

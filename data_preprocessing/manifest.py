@@ -65,6 +65,7 @@ class Manifest:
     planner: str  # hash of the options that the plan was made with
     cases: tuple[CaseInputs, ...]
     plans: tuple[PlannedBy, ...] = ()  # further ones that were made, not written by hand
+    splits: str | None = None  # SHA-256 of the folder's copy of the dataset's own folds
 
     def planner_of(self, name: str) -> str | None:
         """The hash of the options that the further plan `name` was made with; None where nobody made it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_preprocessing.dataset import describe_dataset, find_dataset, task_code
+from data_preprocessing.dataset_splits import bring_splits
 from data_preprocessing.faults import errors_of
 from data_preprocessing.fingerprint import summarise
 from data_preprocessing.integrity import CaseCheck, faults_across
@@ -40,7 +41,7 @@ from utils import prepared_folder
 from utils.contracts import Dataset, Fingerprint, Plan, RawCase
 from utils.errors import DatasetError, Fault, StorageFault, UserError
 from utils.run_log import say
-from utils.storage import read_json, read_record, write_json
+from utils.storage import read_record, write_json
 
 if TYPE_CHECKING:
     from scripts.preprocess import PreprocessOptions
@@ -294,11 +295,9 @@ def start_folder(
     if found.fingerprint is not None:
         write_json(work.folder / prepared_folder.FINGERPRINT, found.fingerprint)
     write_json(work.folder / prepared_folder.DATASET, work.dataset)
-    splits = work.dataset.root / prepared_folder.SPLITS
-    if splits.is_file():
-        write_json(work.folder / prepared_folder.SPLITS, read_json(splits))
+    copied = bring_splits(work.dataset.root, work.folder, work.before.splits if work.before else None)
     # The manifest last: until it is there, the next run sees the old state and decides again.
-    start_manifest(work.folder, after, outdated)
+    start_manifest(work.folder, replace(after, splits=copied), outdated)
     recipe = Recipe(
         dataset=work.dataset, plan=plan, folder=work.folder, mode=options.exec_mode, dtype=chosen.dtype
     )

@@ -82,6 +82,17 @@ def test_a_removed_case_leaves_the_folder(data: Path) -> None:
     assert list(folder.glob("case_2*")) == []
 
 
+def test_folds_that_leave_the_dataset_leave_the_folder(data: Path) -> None:
+    own = data / "Dataset007_Made" / "splits_final.json"
+    own.write_text('[{"train": ["case_0", "case_1"], "val": ["case_2"]}]')
+    copy = prepare(data) / "splits_final.json"
+    assert copy.is_file()
+    prepare(data)
+    own.unlink()
+    prepare(data)
+    assert not copy.exists()
+
+
 def test_an_interrupted_run_is_completed(data: Path) -> None:
     folder = prepare(data)
     before = times(folder)

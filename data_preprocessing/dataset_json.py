@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocessing.faults import make_fault
+from utils.contracts import HIGHEST_LABEL
 from utils.errors import DatasetError, Fault, StorageFault, UserError
 from utils.left_right import declared_pairs
 from utils.storage import read_json
@@ -149,7 +150,7 @@ def parse_left_right(
 def _plain_scheme(labels: dict[str, int], file: Path, faults: list[Fault]) -> LabelScheme:
     ignore = labels.get(IGNORE_NAME)
     named = {name: value for name, value in labels.items() if name != IGNORE_NAME}
-    if not _are_consecutive(named.values(), ignore, file, faults):
+    if not _are_valid(named.values(), ignore, file, faults):
         return EMPTY_SCHEME
     return LabelScheme(names=tuple(sorted(named, key=lambda name: named[name])), ignore_label=ignore)
 
@@ -164,7 +165,7 @@ def _region_scheme(labels: dict[str, Any], order: Any, file: Path, faults: list[
     background = next((name for name, values in parts.items() if values == (0,)), None)
     regions = {name: values for name, values in parts.items() if name != background}
     values = {value for members in parts.values() for value in members}
-    if not _are_consecutive(values, ignore, file, faults):
+    if not _are_valid(values, ignore, file, faults):
         return EMPTY_SCHEME
     if background is None:
         faults.append(make_fault("E105", file, "no label is the background.", 'add "background": 0.'))
@@ -191,8 +192,11 @@ def _region_scheme(labels: dict[str, Any], order: Any, file: Path, faults: list[
     )
 
 
-def _are_consecutive(values: Iterable[int], ignore: Any, file: Path, faults: list[Fault]) -> bool:
-    """Whether the values are 0, 1, 2, ... with the ignore label, if any, right above the highest."""
+def _are_valid(values: Iterable[int], ignore: Any, file: Path, faults: list[Fault]) -> bool:
+    """Whether the values are 0, 1, 2, ... with the ignore label, if any, right above the highest.
+
+    The ignore label is never predicted, so it alone may be above what a mask holds.
+    """
     found = sorted(values)
     if found != list(range(len(found))) or not found:
         what = f"the label values are {found}; they should be 0, 1, 2, ... without gap or repetition."
@@ -205,6 +209,11 @@ def _are_consecutive(values: Iterable[int], ignore: Any, file: Path, faults: lis
         faults.append(
             make_fault("E105", file, what, "renumber the labels, in dataset.json and in the files.")
         )
+        return False
+    if found[-1] > HIGHEST_LABEL:
+        what = f"there are {len(found)} labels; a predicted mask holds values up to {HIGHEST_LABEL}."
+        fix = "join labels, or split them into datasets of at most that highest value."
+        faults.append(make_fault("E105", file, what, fix))
         return False
     return True
 

@@ -13,7 +13,7 @@ FAULT_CODES = {
     "E102": "a known key of dataset.json is misspelt",
     "E103": "a value in dataset.json has the wrong type",
     "E104": "channels are not described as 0, 1, 2, ...",
-    "E105": "labels have a gap, a duplicate or no background",
+    "E105": "labels have a gap, a duplicate, no background or a value above 255",
     "E106": "regions and regions_class_order do not belong together",
     "E107": "a case id is not made of letters, digits, '.', '_' and '-'",
     "E108": "a case occurs twice, or two ids differ only by letter case",

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_preprocessing.geometry import Box, as_shape, to_file_axes, uncrop
 from data_preprocessing.resampling import coarse_axis, resample_probability
-from utils.contracts import Footprint
+from utils.contracts import HIGHEST_LABEL, Footprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +41,8 @@ def cropped_label(
     values = regions_class_order or tuple(range(scores.shape[0]))
     if len(values) != scores.shape[0]:
         raise ValueError(f"{len(values)} regions should have as many channels, got {scores.shape[0]}.")
-    if max(values) > np.iinfo(np.uint8).max:
-        raise ValueError(f"A mask holds label values up to 255, got {max(values)}.")
+    if max(values) > HIGHEST_LABEL:
+        raise ValueError(f"A mask holds label values up to {HIGHEST_LABEL}, got {max(values)}.")
     first = _cropped_scores(scores[0], footprint)
     best = first.new_full(first.shape, REGION_THRESHOLD) if regions_class_order else first.clone()
     winner = first.new_full(first.shape, 0 if regions_class_order else values[0]).byte()

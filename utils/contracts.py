@@ -19,6 +19,7 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 OUTSIDE_LABEL = -1  # stored label of a voxel outside the non-zero mask of its case; trained as background
+HIGHEST_LABEL = 255  # label value; predicted masks are stored as uint8
 NO_CLASS = -1  # class target of a case whose class is unknown; masked in losses and metrics
 
 

@@ -180,6 +180,19 @@ def test_labels_with_gap_duplicate_or_no_background_are_refused(tmp_path: Path, 
     assert "E105" in codes(nnunet(tmp_path, "a", labels=labels))
 
 
+def test_labels_that_no_mask_holds_are_refused_when_the_dataset_is_read(tmp_path: Path) -> None:
+    as_names = {"background": 0} | {f"part {value}": value for value in range(1, 256)}
+    root = nnunet(tmp_path, "a", labels=as_names | {"ignore": 256})
+    assert codes(root) == []  # the ignore label is never predicted
+    told = only_fault(nnunet(tmp_path, "a", labels=as_names | {"one more": 256}))
+    assert "E105" in told
+    assert "dataset.json" in told
+    assert "values up to 255" in told
+    regions = {"background": 0} | {f"part {value}": [value] for value in range(1, 257)}
+    order = list(range(1, 257))
+    assert "values up to 255" in only_fault(nnunet(tmp_path, "a", labels=regions, regions_class_order=order))
+
+
 def test_the_ignore_label_is_no_label_name(tmp_path: Path) -> None:
     dataset = read_dataset(nnunet(tmp_path, "a", labels={"background": 0, "tumour": 1, "ignore": 2}))
     assert (dataset.label_names, dataset.ignore_label) == (("background", "tumour"), 2)

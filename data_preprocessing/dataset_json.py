@@ -27,6 +27,7 @@ KNOWN_KEYS = (
     "test",
     "dataset",
     "classification",
+    "classes",
     "grouping",
     LEFT_RIGHT_KEY,
 )

@@ -53,7 +53,7 @@ class MultiTaskUNet(nn.Module):
             num_blocks=plan.decoder_blocks,
             kernels_from=architecture.decoder_kernels,
         )
-        self.branch = self.class_stream = None
+        self.branch = self.class_stream = self.fork = None
         self.reads_decoder = self.reads_image = self.takes_guide = False
         if plan.num_classes > 1 and architecture.branch != "none":
             branch = BRANCHES.build(architecture.branch)
@@ -70,6 +70,7 @@ class MultiTaskUNet(nn.Module):
             self.class_stream = encoder.build_class_stream(
                 plan.stages[: branch.depth(len(plan.stages))], style
             )
+            self.fork = encoder.fork() or branch.fork()
             self.reads_decoder, self.reads_image = branch.reads_decoder, branch.reads_image
             self.takes_guide = branch.reads_target
         initialise(self, architecture.negative_slope)
@@ -81,8 +82,10 @@ class MultiTaskUNet(nn.Module):
         """
         image = flatten_depth(image, self.dims)
         features = class_features = self.encoder(image)
+        if self.fork is not None and self.training:
+            features, class_features = self.fork(features)
         if self.class_stream is not None:
-            features, class_features = self.class_stream(features)
+            class_features = self.class_stream(class_features)
         logits, maps = self.decoder.decode(features, keep_maps=self.reads_decoder)
         class_logits = None
         if self.branch is not None:

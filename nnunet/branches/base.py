@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle
+from nnunet.gradient_fork import GradientFork, gradient_fork
 from nnunet.lesion import Anatomy
 from utils.contracts import Stage
 from utils.errors import UserError
@@ -32,6 +33,8 @@ class Branch(ABC):
     """Options of one kind of branch; `build` makes the module.
 
     With `detach_features` the class loss trains the branch alone: the network below it is only read.
+    `gradient_limit` above 0: where the class gradient enters the encoder its norm is at most that share of
+    the segmentation's, whatever the weight of the loss.
     """
 
     name: ClassVar[str]
@@ -39,6 +42,11 @@ class Branch(ABC):
     reads_image: ClassVar[bool] = False  # the image is to follow all other maps
 
     detach_features: bool = False
+    gradient_limit: float = 0.1
+
+    def fork(self) -> GradientFork | None:
+        """How the class gradient enters the encoder; UserError for a negative limit."""
+        return gradient_fork(self.name, "gradient_limit", self.gradient_limit, at_most=True)
 
     @property
     def reads_decoder(self) -> bool:

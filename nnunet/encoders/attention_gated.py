@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from nnunet.blocks import BlockStyle, conv_norm_act, pointwise
 from nnunet.encoders.base import Encoder
 from nnunet.encoders.plain import Plain
 from nnunet.encoders.residual import Residual
+from nnunet.gradient_fork import GradientFork, gradient_fork
 from utils.contracts import Shape, Stage
 from utils.errors import UserError
 
@@ -43,18 +43,17 @@ class AttentionGated(Encoder):
         return BODIES[self.body]().build(num_channels, stages, style)
 
     def build_class_stream(self, stages: Sequence[Stage], style: BlockStyle) -> nn.Module:
-        """One convolution and one gate per stage.
-
-        UserError for a negative `balance`, or where the branch needs no stage of the encoder.
-        """
+        """One convolution and one gate per stage; UserError where the branch needs none of the encoder."""
         if not stages:
             raise UserError(
                 f"{self.name} changes what the branch sees of the encoder, but this branch reads the decoder "
                 "alone. Choose another branch, or arms=both."
             )
-        if not self.balance >= 0:
-            raise UserError(f"{self.name}: balance should be at least 0, got {self.balance:g}.")
-        return GatedStream(stages, style, detach=self.detach, balance=self.balance)
+        return GatedStream(stages, style, detach=self.detach)
+
+    def fork(self) -> GradientFork | None:
+        """That of `balance`, in place of the branch's limit. UserError for a negative one."""
+        return gradient_fork(self.name, "balance", self.balance)
 
 
 @final
@@ -65,7 +64,7 @@ class GatedStream(nn.Module):
     The planned strides lead from depth to depth, so both streams meet at equal sizes without resampling.
     """
 
-    def __init__(self, stages: Sequence[Stage], style: BlockStyle, *, detach: bool, balance: float) -> None:
+    def __init__(self, stages: Sequence[Stage], style: BlockStyle, *, detach: bool) -> None:
         super().__init__()
         inputs = [stages[0].channels, *[stage.channels for stage in stages[:-1]]]
         strides = [UNIT, *[stage.stride for stage in stages[1:]]]
@@ -75,21 +74,15 @@ class GatedStream(nn.Module):
         )
         self.gates = nn.ModuleList(Gate(stage.channels, style) for stage in stages)
         self.detach = detach
-        self.balance = balance
 
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(The maps for the decoder, unchanged; the maps of the class), both finest first."""
-        read = features
-        if self.detach:
-            read = tuple(maps.detach() for maps in features)
-        elif self.balance and torch.is_grad_enabled():
-            both: Any = BalancedFork.apply(self.balance, *features)
-            features, read = both[: len(features)], both[len(features) :]
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The maps of the class, finest first."""
+        read = tuple(maps.detach() for maps in features) if self.detach else features
         maps, gated = read[0], []
         for step, gate, beside in zip(self.steps, self.gates, read, strict=False):
             maps = gate(step(maps), beside)
             gated.append(maps)
-        return features, (*gated, *read[len(gated) :])
+        return (*gated, *read[len(gated) :])
 
 
 @final
@@ -104,37 +97,3 @@ class Gate(nn.Module):
     def forward(self, maps: Tensor, beside: Tensor) -> Tensor:
         """`maps` (B, C, *spatial), weighted by what they and the maps `beside` them say together."""
         return maps * torch.sigmoid(self.weigh(self.activation(maps + beside)))
-
-
-@final
-class BalancedFork(Function):
-    """The same maps twice; on the way back the second copy's gradient is scaled to the first one's norm.
-
-    Only the ratio of two norms enters, so the loss scale of float16 cancels, and an overflow stays visible to
-    the scaler. Where either gradient is zero nothing is scaled.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, balance: float, *features: Tensor) -> tuple[Tensor, ...]:
-        """The maps for the segmentation, then the same for the class."""
-        ctx.balance = balance
-        copies = (*features, *features)
-        return tuple(maps.view_as(maps) for maps in copies)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The sum of both gradients for each map."""
-        half = len(gradients) // 2
-        segmentation, classification = gradients[:half], gradients[half:]
-        wanted, present = ctx.balance * _norm(segmentation), _norm(classification)
-        ratio = wanted / present
-        factor = torch.where((wanted == 0) | (present == 0), torch.ones_like(ratio), ratio)
-        return None, *[
-            one + (factor * other.float()).to(other.dtype)
-            for one, other in zip(segmentation, classification, strict=True)
-        ]
-
-
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients together, in float32."""
-    return torch.stack([gradient.float().norm() for gradient in gradients]).norm()

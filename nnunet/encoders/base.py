@@ -10,6 +10,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle
+from nnunet.gradient_fork import GradientFork
 from utils.contracts import Stage
 
 
@@ -29,9 +30,13 @@ class Encoder(ABC):
     def build_class_stream(self, stages: Sequence[Stage], style: BlockStyle) -> nn.Module | None:  # noqa: ARG002
         """A module between the encoder and a classification branch; None: the branch reads the encoder.
 
-        `stages` are those that the branch needs. The module maps the encoder's maps to (maps for the decoder,
-        maps for the branch), all stages and both as planned; it is built only where there is a branch.
+        `stages` are those that the branch needs. The module maps the encoder's maps to maps for the branch,
+        all stages as planned; it is built only where there is a branch.
         """
+        return None
+
+    def fork(self) -> GradientFork | None:
+        """How the class gradient enters the encoder; None: as the branch says."""
         return None
 
 

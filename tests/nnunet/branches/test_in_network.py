@@ -115,8 +115,7 @@ def gradients_of(network: MultiTaskUNet, forward: Callable[..., ModelOutput], pl
 
 @pytest.mark.story
 @pytest.mark.parametrize(
-    ("branch", "encoder"),
-    [("multi_scale", "plain"), ("roi_scaled", "plain"), ("roi_pooled", "attention_gated:balance=1")],
+    ("branch", "encoder"), [*((name, "plain") for name in NAMES), ("roi_pooled", "attention_gated:balance=1")]
 )
 # Of torch, inside its own compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

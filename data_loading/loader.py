@@ -16,6 +16,7 @@ from data_loading.augmentations.base import Augmentation
 from data_loading.catalogue import Entry
 from data_loading.graphs import GraphSettings, training_graph, volume_graph
 from data_loading.patches import SamplingRule, steps_in_epoch
+from data_loading.recipes import is_recipe, told_parts
 from data_loading.resident import ResidentVolumes, ResidentWindows
 from data_loading.sources import SourceSettings, VolumeSource, WindowSource
 from data_loading.targets import TargetRule
@@ -90,6 +91,8 @@ class TrainingLoader:
         """Continue after the batch that `state` was saved behind; DatasetError if the layout has changed."""
         saved, own = state["layout"], self._layout()
         changed = [name for name in own if saved.get(name) != own[name]]
+        if "augmentations" in changed and is_recipe(saved.get("augmentations") or [], self.recipe):
+            changed.remove("augmentations")
         if changed:
             before = ", ".join(f"{name} {saved.get(name)}" for name in changed)
             after = ", ".join(f"{name} {own[name]}" for name in changed)
@@ -125,7 +128,7 @@ class TrainingLoader:
             "volumes_per_batch": rule.num_volumes,
             "seed": rule.seed,
             "prior_labels": self.targets.prior_labels,
-            "augmentations": [repr(part) for part in self.recipe],
+            "augmentations": told_parts(self.recipe),
         }
 
     def _next_batch(self) -> Batch:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from data_loading.augmentations import AUGMENTATIONS
 from data_loading.augmentations.base import Augmentation
@@ -54,6 +57,37 @@ def build_recipe(choices: Sequence[str], plan: Plan | None = None) -> tuple[Augm
                 f"before {built[0].name}."
             )
     return tuple(built) if plan is None else tuple(part.for_plan(plan) for part in built)
+
+
+def told_parts(recipe: Sequence[Augmentation]) -> list[str]:
+    """Every part with all its values, as text: what a run that resumes compares."""
+    return [repr(part) for part in recipe]
+
+
+def is_recipe(told: Sequence[str], recipe: Sequence[Augmentation]) -> bool:
+    """Whether `told` (of `told_parts`, also of an older program) describes this recipe.
+
+    A value that the text lacks is of a field that came later: its default is what parts did before.
+    """
+    return len(told) == len(recipe) and all(map(_is_part, told, recipe))
+
+
+def _is_part(told: str, part: Augmentation) -> bool:
+    own = {field.name: getattr(part, field.name) for field in fields(part)}
+    defaults = {field.name: field.default for field in fields(part)}
+    try:
+        given = _values(told, type(part).__name__)
+    except (SyntaxError, ValueError):
+        return told == repr(part)
+    return defaults | given == own
+
+
+def _values(told: str, kind: str) -> dict[str, Any]:
+    """The fields of `told`, written like a call of `kind`; ValueError for anything else."""
+    call = ast.parse(told, mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != kind:
+        raise ValueError(f"{told!r} is no {kind}.")
+    return {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
 
 
 def _parts(choices: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from data_loading.augmentations.mirror import Mirror
 from data_loading.loader import Shard, TrainingLoader
 from data_loading.patches import SamplingRule
 from data_loading.targets import TargetRule
@@ -13,8 +14,9 @@ from utils.errors import DatasetError
 
 def make_loader(prepared, **changed: Any) -> TrainingLoader:
     given = {"batch_size": 4, "world_size": 1, "steps_per_epoch": 4, "foreground_share": 0.5, "seed": 7}
+    recipe = changed.pop("recipe", ())
     rule = SamplingRule(patch=(1, 6, 5), **(given | changed))
-    return TrainingLoader(prepared.entries, rule, (), TargetRule(shapes=((1, 6, 5),)), Shard())
+    return TrainingLoader(prepared.entries, rule, recipe, TargetRule(shapes=((1, 6, 5),)), Shard())
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,34 @@ def test_the_same_rule_resumes(prepared) -> None:
     fresh = make_loader(prepared, **changed)
     fresh.load_state_dict(loader.state_dict())
     assert fresh.delivered == 3
+
+
+BEFORE_SIDES = "Mirror(probability=0.5, axes=(0, 1, 2))"  # as it was told before pairs of left and right
+
+
+def test_a_part_that_has_got_a_new_field_resumes_where_that_is_at_its_default(prepared) -> None:
+    loader = make_loader(prepared, recipe=(Mirror(),))
+    state = loader.state_dict() | {"delivered": 3}
+    state["layout"] |= {"augmentations": [BEFORE_SIDES]}
+    loader.load_state_dict(state)
+    assert loader.delivered == 3
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [BEFORE_SIDES],
+        ["Mirror(probability=0.5, axes=(0, 1, 2), swap_axis=2, pairs=(1, 2), later=True)"],
+        ["Turn(probability=0.5, axes=(0, 1, 2), swap_axis=2, pairs=(1, 2))"],
+        ["Mirror(probability=inf, pairs=(1, 2))"],
+        ["no part at all"],
+        [],
+        None,
+    ],
+)
+def test_a_part_that_acts_in_another_way_is_refused(prepared, told: list[str] | None) -> None:
+    loader = make_loader(prepared, recipe=(Mirror(pairs=(1, 2)),))
+    state = loader.state_dict()
+    state["layout"] |= {"augmentations": told}
+    with pytest.raises(DatasetError, match="augmentations"):
+        loader.load_state_dict(state)

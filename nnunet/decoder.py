@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet.blocks import BlockStyle, plain_stage, pointwise, upsampling
+from nnunet.gradient_fork import GradientFork
 from utils.contracts import Stage
 
 KernelSource = Literal["skip", "below"]
@@ -63,9 +64,12 @@ class Decoder(nn.Module):
         return self.decode(features, keep_maps=False)[0]
 
     def decode(
-        self, features: tuple[Tensor, ...], *, keep_maps: bool
+        self, features: tuple[Tensor, ...], *, keep_maps: bool, fork: GradientFork | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Label logits, and, where they are to be kept, the maps of all its stages; both finest first."""
+        """Label logits, and, where they are to be kept, the maps of all its stages; both finest first.
+
+        The `fork` stands between each map and whoever reads the kept one.
+        """
         maps = features[-1]
         supervised: list[Tensor] = []
         kept: list[Tensor] = []
@@ -74,7 +78,8 @@ class Decoder(nn.Module):
             level = len(features) - 2 - step
             maps = stage(torch.cat([upsample(maps), features[level]], dim=1))
             if keep_maps:
-                kept.append(maps)
+                (maps,), (read,) = ((maps,), (maps,)) if fork is None else fork((maps,))
+                kept.append(read)
             if level < wanted:
                 supervised.append(self.heads[level](maps))
         return tuple(reversed(supervised)), tuple(reversed(kept))

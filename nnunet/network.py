@@ -82,11 +82,12 @@ class MultiTaskUNet(nn.Module):
         """
         image = flatten_depth(image, self.dims)
         features = class_features = self.encoder(image)
-        if self.fork is not None and self.training:
-            features, class_features = self.fork(features)
+        fork = self.fork if self.training else None
+        if fork is not None:
+            features, class_features = fork(features)
         if self.class_stream is not None:
             class_features = self.class_stream(class_features)
-        logits, maps = self.decoder.decode(features, keep_maps=self.reads_decoder)
+        logits, maps = self.decoder.decode(features, keep_maps=self.reads_decoder, fork=fork)
         class_logits = None
         if self.branch is not None:
             seen = None if guide is None else flatten_depth(guide, self.dims)

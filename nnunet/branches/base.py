@@ -33,8 +33,8 @@ class Branch(ABC):
     """Options of one kind of branch; `build` makes the module.
 
     With `detach_features` the class loss trains the branch alone: the network below it is only read.
-    `gradient_limit` above 0: where the class gradient enters the encoder its norm is at most that share of
-    the segmentation's, whatever the weight of the loss.
+    `gradient_limit` above 0: where the class gradient enters the encoder, or a map of the decoder, its norm
+    is at most that share of the segmentation's, whatever the weight of the loss.
     """
 
     name: ClassVar[str]
@@ -45,7 +45,7 @@ class Branch(ABC):
     gradient_limit: float = 0.1
 
     def fork(self) -> GradientFork | None:
-        """How the class gradient enters the encoder; UserError for a negative limit."""
+        """How the class gradient enters the network; UserError for a negative limit."""
         return gradient_fork(self.name, "gradient_limit", self.gradient_limit, at_most=True)
 
     @property

@@ -27,8 +27,9 @@ class AttentionGated(Encoder):
     """The encoder `body` as it is, and for the branch a lighter one that starts from its first maps.
 
     With `detach` the class loss stops before the encoder. `balance` above 0 gives the class gradient that
-    enters the encoder that share of the segmentation's norm, whatever the weight of the class loss; what
-    reaches the encoder through the decoder counts as the segmentation's. 0: gradients as they come.
+    enters the encoder, or a map of the decoder, that share of the segmentation's norm, whatever the weight of
+    the class loss; what reaches the encoder through the decoder counts as the segmentation's. 0: the branch's
+    limit holds.
     """
 
     name: ClassVar[str] = "attention_gated"

@@ -36,7 +36,7 @@ class Encoder(ABC):
         return None
 
     def fork(self) -> GradientFork | None:
-        """How the class gradient enters the encoder; None: as the branch says."""
+        """How the class gradient enters the network; None: as the branch says."""
         return None
 
 

@@ -101,7 +101,7 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
         f"{part}.{name}"
         for part, record in (("plan", Plan), ("architecture", Architecture))
         for name, value in card[part].items()
-        if (_defaults(record) | stored.get(part, {})).get(name) != value
+        if _told((_defaults(record) | stored.get(part, {})).get(name)) != _told(value)
     ]
     if not changed and (others := set(checkpoint["state_dict"]) ^ set(weights)):
         is_balance = all(name.startswith(LOSS_PREFIX) for name in others)
@@ -111,6 +111,11 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
             f"The checkpoint was trained with another {', '.join(changed)}. "
             "Resume with the options of that run, or train into another results folder."
         )
+
+
+def _told(value: Any) -> Any:
+    """The value; an empty list counts as None: nobody declared pairs, or there are none."""
+    return None if value == [] else value
 
 
 def _defaults(record: type) -> dict[str, Any]:

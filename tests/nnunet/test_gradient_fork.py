@@ -106,8 +106,8 @@ def test_without_a_gradient_the_maps_are_handed_on_as_they_are() -> None:
     assert segmentation[0] is classification[0] is leaf
 
 
-def encoder_gradient(plan: Plan, architecture: Architecture, class_weight: float) -> Tensor:
-    """The gradient of the encoder's weights in one step; 0 leaves the class loss out."""
+def shared_gradient(plan: Plan, architecture: Architecture, class_weight: float) -> Tensor:
+    """The gradient of encoder and decoder in one step; 0 leaves the class loss out."""
     torch.manual_seed(0)
     network = MultiTaskUNet(plan, architecture)
     output = network(torch.randn(2, 1, *plan.patch, generator=torch.Generator().manual_seed(1)))
@@ -115,22 +115,35 @@ def encoder_gradient(plan: Plan, architecture: Architecture, class_weight: float
     loss = output.label_logits[0].square().mean()
     (loss + class_weight * output.class_logits.square().sum() if class_weight else loss).backward()
     return torch.cat(
-        [weight.grad.flatten() for weight in network.encoder.parameters() if weight.grad is not None]
+        [
+            torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten()
+            for part in (network.encoder, network.decoder)
+            for weight in part.parameters()
+        ]
     )
 
 
-@pytest.mark.parametrize("encoder", ["plain", "attention_gated", "attention_gated:balance=0.1"])
+@pytest.mark.parametrize(
+    ("encoder", "branch"),
+    [
+        ("plain", "bottleneck"),
+        ("attention_gated", "bottleneck"),
+        ("attention_gated:balance=0.1", "bottleneck"),
+        ("plain", "multi_scale:arms=decoder"),
+        ("plain", "multi_scale:arms=both"),
+    ],
+)
 def test_in_a_network_the_limit_holds_whatever_the_loss_weighs(
-    make_plan: Callable[..., Plan], encoder: str
+    make_plan: Callable[..., Plan], encoder: str, branch: str
 ) -> None:
     plan = make_plan()
-    limited = Architecture(encoder=encoder, branch="bottleneck:gradient_limit=0.1")
-    alone, *both = (encoder_gradient(plan, limited, weight) for weight in (0.0, 1e4, 1e6))
-    torch.testing.assert_close(*both)
+    joined = f"{branch}{',' if ':' in branch else ':'}gradient_limit="
+    limited, free = (Architecture(encoder=encoder, branch=f"{joined}{limit}") for limit in (0.1, 0))
+    alone, *both = (shared_gradient(plan, limited, weight) for weight in (0.0, 1e4, 1e6))
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
     assert 0 < (both[0] - alone).norm() < alone.norm()
     if ":" not in encoder:
-        unlimited = Architecture(encoder=encoder, branch="bottleneck:gradient_limit=0")
-        assert (encoder_gradient(plan, unlimited, 1e4) - alone).norm() > 10 * alone.norm()
+        assert (shared_gradient(plan, free, 1e4) - alone).norm() > 10 * alone.norm()
 
 
 def test_a_negative_limit_is_refused(make_plan: Callable[..., Plan]) -> None:

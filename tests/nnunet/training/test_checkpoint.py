@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,4 +186,14 @@ def test_a_run_goes_on_from_a_checkpoint_that_lacks_what_later_programs_write(ti
     refuse_other_model(content, card, content["state_dict"])
     content[MODEL_KEY]["plan"]["region_names"] = ["whole"]
     with pytest.raises(DatasetError, match="another plan.region_names"):
+        refuse_other_model(content, card, content["state_dict"])
+
+
+def test_no_pairs_of_left_and_right_are_as_good_as_undeclared_ones(tiny_run: "TinyRun") -> None:
+    content = read_checkpoint(tiny_run.checkpoint)
+    content[MODEL_KEY]["plan"].pop("left_right_pairs")
+    card = model_card(replace(tiny_run.plan, left_right_pairs=()), tiny_run.module.architecture)
+    refuse_other_model(content, card, content["state_dict"])
+    card = model_card(replace(tiny_run.plan, left_right_pairs=((1, 2),)), tiny_run.module.architecture)
+    with pytest.raises(DatasetError, match="another plan.left_right_pairs"):
         refuse_other_model(content, card, content["state_dict"])

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from nnunet.training.checkpoint import read_checkpoint
+from nnunet.training.checkpoint import MODEL_KEY, read_checkpoint
 from scripts import train
 from scripts.run_options import RunOptions
 from utils.errors import DatasetError
@@ -82,3 +83,25 @@ def test_a_results_folder_that_was_moved_keeps_its_best_score(run_options: Optio
     # At the rate 0 no later epoch is better.
     assert chosen == after / "checkpoints" / best.name
     assert [path.name for path in (after / "checkpoints").glob("epoch=*.ckpt")] == [best.name]
+
+
+def test_a_run_from_before_labels_changed_sides_goes_on(run_options: Options, tmp_path: Path) -> None:
+    flags = ["--augment", "mirror", "--fit_classifier", "none"]
+    train.run(run_options(tmp_path, "--epochs", "1", *flags))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(path)
+    plan = content[MODEL_KEY]["plan"]
+    del plan["left_right"], plan["left_right_pairs"]
+    (layout,) = layouts_in(content)
+    layout["augmentations"] = ["Mirror(probability=0.5, axes=(0, 1, 2))"]
+    torch.save(content, path)
+    train.run(run_options(tmp_path, "--resume_training", "--epochs", "2", *flags))
+    assert epochs_of(tmp_path) == 2
+
+
+def layouts_in(content: Any) -> list[dict[str, Any]]:
+    """What a loader's state compares, wherever it lies in a checkpoint."""
+    if not isinstance(content, dict):
+        return []
+    own = [content["layout"]] if "delivered" in content else []
+    return own + [layout for value in content.values() for layout in layouts_in(value)]

@@ -22,12 +22,12 @@ from scripts.benchmark_meter import metered
 from scripts.benchmark_operators import operator_costs
 from scripts.benchmark_processes import ALONE, Team, machine_of, run_options_of
 from scripts.fold_data import FoldCases, prepared_folder, read_fold
+from scripts.named_plans import find_plan
 from scripts.process_place import shard_of
-from scripts.run_options import RunOptions
 from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, Plan
 from utils.errors import UserError
-from utils.prepared_folder import list_prepared, read_plan
+from utils.prepared_folder import list_prepared
 from utils.timing import waiter
 from utils.usage import Usage, peak_resident_bytes, usage_now
 
@@ -84,13 +84,13 @@ def plan_of_work(options: BenchmarkOptions) -> LoaderWork:
 
 def cases_of(options: BenchmarkOptions) -> FoldCases:
     """The folder's cases, or a fold's, and its plan with the patch and the stages that were asked for."""
-    where = RunOptions(data=options.data, task=options.task, dim=options.dim, fold=options.fold or 0)
+    where = run_options_of(options)
     if options.fold is not None:
         found = replace(read_fold(where), validation=(), folds=())
     else:
-        folder = prepared_folder(where)
-        plan, cases = read_plan(folder), list_prepared(folder)
-        found = FoldCases(folder=folder, plan=plan, training=cases, validation=(), folds=())
+        named = find_plan(prepared_folder(where), options.plan)
+        cases = list_prepared(named.folder)
+        found = FoldCases(folder=named.folder, plan=named.plan, training=cases, validation=(), folds=())
     plan = found.plan
     if options.patch is not None:
         if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):

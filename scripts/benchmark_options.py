@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from data_loading.options import LoaderOptions
 from nnunet.options import LossOptions, NetworkOptions, OptimiserOptions
+from utils.prepared_folder import DEFAULT_PLAN
 
 SYNTHETIC = Path("synthetic")  # of --data: no folder
 # Channels, depth, height, width of NVIDIA's published figures (Task 01), by --dim.
@@ -32,6 +33,9 @@ class BenchmarkOptions:
     """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
     dim: Literal[2, 3] = 3
     """2: the slice-wise plan; 3: the volumetric one."""
+    plan: str = field(default=DEFAULT_PLAN, metadata={"aliases": ("--plan_name",)})
+    """Which plan of the preprocessed folder, by the name that preprocess.py --plan_name gave it; default:
+    plan.json."""
     fold: int | None = None
     """Read the training cases of this fold; unset: all cases of the folder."""
     shape: tuple[int, int, int, int] | None = None

@@ -59,6 +59,7 @@ def run_options_of(options: BenchmarkOptions, steps: int = 0) -> RunOptions:
         data=options.data,
         task=options.task,
         dim=options.dim,
+        plan=options.plan,
         fold=options.fold or 0,
         seed=options.seed,
         device=options.device,

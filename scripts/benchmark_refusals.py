@@ -11,6 +11,7 @@ from nnunet.options import LossOptions, NetworkOptions, OptimiserOptions
 from scripts.benchmark_options import BenchmarkOptions
 from utils.errors import UserError
 from utils.options import describe
+from utils.prepared_folder import DEFAULT_PLAN
 from utils.ranges import check_jobs
 
 COUNTS = ("warmup", "train_batches", "test_batches", "repeats", "volumes", "val_batch_size")
@@ -24,7 +25,7 @@ ALWAYS = frozenset({"mode", "data", "task", "dim", "results", "logname", "json"}
 PROCESSES = frozenset({"device", "gpus", "nodes", "affinity", "seed"})
 TIMES = frozenset({"warmup", "train_batches", "test_batches", "repeats"})
 MADE_PLAN = frozenset({"preset", "spacing", "labels", "classes"})
-SOURCE = frozenset({"input", "shape", "fold", "patch"}) | MADE_PLAN
+SOURCE = frozenset({"input", "shape", "fold", "patch", "plan"}) | MADE_PLAN
 # A benchmark counts batches: no epoch ends.
 LOADER = _names(LoaderOptions) - {"steps_per_epoch"}
 DRAWN = LOADER - {"augment", "augment_in", "balance_classes"}
@@ -36,7 +37,7 @@ USED: Mapping[str, frozenset[str]] = {
     | LOADER
     | STAGES
     | (TIMES - {"test_batches"})
-    | {"fold", "patch", "operators", "layout"},
+    | {"fold", "patch", "plan", "operators", "layout"},
     "train": ALWAYS
     | PROCESSES
     | TIMES
@@ -105,9 +106,10 @@ def _refuse_made_plan(options: BenchmarkOptions, shape: tuple[int, int, int, int
         raise UserError(
             "--shape makes a plan for synthetic input: real patches have the shape of their plan."
         )
-    if options.patch is not None or options.fold is not None:
+    if options.patch is not None or options.fold is not None or options.plan != DEFAULT_PLAN:
         raise UserError(
-            "--shape already holds the patch, and its plan has no cases. Give --shape, or --patch and --fold."
+            "--shape already holds the patch, and its plan is made here, without cases. Give --shape, or "
+            "--plan, --patch and --fold."
         )
     if min(shape) < 1:
         raise UserError(f"--shape is {shape}; channels and edges must be at least 1.")

@@ -36,6 +36,7 @@ def benchmark_options(options: RunOptions) -> BenchmarkOptions:
         data=options.data,
         task=options.task,
         dim=options.dim,
+        plan=options.plan,
         fold=None if options.data == SYNTHETIC or options.fold == ALL_CASES else options.fold,
         device=options.device,
         gpus=options.gpus,

@@ -38,6 +38,7 @@ from nnunet.training.warm_start import WarmStart, load_fitting, refuse_seen
 from scripts.environment_defaults import refuse_other_class_count
 from scripts.fold_data import FoldCases
 from scripts.original_grid import original_dice_of
+from scripts.other_preparation import preparation_line, with_preparation
 from scripts.run_options import RunOptions
 from scripts.trained_plan import architecture_of
 from utils.contracts import Plan
@@ -212,7 +213,9 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
     loader = build_training_loader(options, fold, architecture.num_outputs, shard)
     volumes = build_volume_loader(options, fold, shard) if fold.validation else None
     network = MultiTaskUNet(fold.plan, architecture)
-    start = None if options.ckpt_path is None else load_fitting(options.ckpt_path, network)
+    start = None
+    if options.ckpt_path is not None:
+        start = with_preparation(load_fitting(options.ckpt_path, network), fold.plan)
     held_out = [case.case_id for case in fold.validation]
     seen_before = () if start is None else refuse_seen(start, fold.plan.dataset, held_out)
     choose_learning(network, fold.plan, options.training)
@@ -255,8 +258,9 @@ def start_lines(parts: TrainingParts) -> list[str]:
 
     Often nothing.
     """
-    lines = [] if parts.warm_start is None else [f"{parts.warm_start}."]
-    lines += filter(None, [left_right_line(parts.module.plan)])
+    start = parts.warm_start
+    lines = [] if start is None else [f"{start}.", preparation_line(start)]
+    lines = [line for line in (*lines, left_right_line(parts.module.plan)) if line]
     weights = list(parts.module.network.parameters())
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     if learning < sum(weight.numel() for weight in weights):

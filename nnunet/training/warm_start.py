@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class WarmStart:
     unused: tuple[str, ...]  # the checkpoint alone has them
     dataset: str  # that the checkpoint was trained on; empty if it does not say
     training_cases: tuple[str, ...]
+    plan: dict[str, Any] = field(default_factory=dict)  # as the checkpoint holds it; empty if it does not
+    prepared_otherwise: tuple[str, ...] = ()  # where its cases were prepared in another way than the new ones
 
     def __str__(self) -> str:
         """One line; the log has the full lists."""
@@ -47,6 +49,7 @@ class WarmStart:
             "missing": list(self.missing),
             "other_shape": list(self.other_shape),
             "unused": list(self.unused),
+            "prepared_otherwise": list(self.prepared_otherwise),
         }
 
 
@@ -75,6 +78,7 @@ def load_fitting(path: Path, network: nn.Module) -> WarmStart:
         unused=tuple(name for name in found if name not in own),
         dataset=card.get("plan", {}).get("dataset", ""),
         training_cases=tuple(card.get("training_cases", ())),
+        plan=card.get("plan", {}),
     )
 
 

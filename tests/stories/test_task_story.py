@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet.training.checkpoint import read_checkpoint
+from nnunet.training.checkpoint import MODEL_KEY, read_checkpoint
 from scripts import train
 from scripts.run_options import RunOptions
 from utils.errors import DatasetError, UserError
@@ -82,7 +82,23 @@ def test_training_starts_from_the_weights_of_a_checkpoint(
     options, *_ = log_of(tmp_path)
     assert options["warm_start"]["checkpoint"] == str(start)
     assert options["warm_start"]["missing"] == options["warm_start"]["other_shape"] == []
+    assert options["warm_start"]["prepared_otherwise"] == []
     assert f"{options['warm_start']['num_loaded']} weights taken from {start}." in capsys.readouterr().err
+
+
+@pytest.mark.flag("ckpt_path")
+def test_a_start_from_cases_that_were_normalised_otherwise_says_so(
+    trained: Path, run_options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read_checkpoint(best_of(trained))
+    content[MODEL_KEY]["plan"] |= {"normalisers": ["unit_range"]}
+    torch.save(content, tmp_path / "first.ckpt")
+    flags = ["--ckpt_path", str(tmp_path / "first.ckpt")]
+    train.run(run_options(tmp_path / "second", *flags, *QUICK))
+    said = capsys.readouterr().err
+    assert (
+        f"The cases of {tmp_path / 'first.ckpt'} were prepared otherwise: channel 0: unit_range there" in said
+    )
 
 
 @pytest.mark.flag("freeze")

@@ -27,6 +27,7 @@ from scripts.process_place import shard_of
 from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, Plan
 from utils.errors import UserError
+from utils.left_right import AUTO, with_left_right
 from utils.prepared_folder import list_prepared
 from utils.timing import waiter
 from utils.usage import Usage, peak_resident_bytes, usage_now
@@ -96,7 +97,7 @@ def cases_of(options: BenchmarkOptions) -> FoldCases:
         if min(options.patch) < 1 or (plan.patch[0] == 1) != (options.patch[0] == 1):
             raise UserError(f"--patch {options.patch} does not fit the plan, whose patch is {plan.patch}.")
         plan = replace(plan, patch=options.patch)
-    return replace(found, plan=trained_plan(plan, options.network))
+    return replace(found, plan=with_left_right(trained_plan(plan, options.network), AUTO))
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet.inference.mirroring import left_right_of
 from nnunet.inference.predict import predict_case
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.label_coding import LabelCoding
@@ -222,6 +223,7 @@ def _whole_volumes(
         batch_size=options.val_batch_size,
         mirror=mirror,
         coding=LabelCoding.of_plan(work.plan),
+        left_right=left_right_of(work.plan, work.plan.left_right),
     )
     device, is_half = torch.device(work.device), work.half is not None
     laps = []

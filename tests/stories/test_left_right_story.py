@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from data_loading.augmentations.mirror import Mirror
+from nnunet.inference.sliding_window import WindowRule
 from nnunet.training.checkpoint import load_model
 from nnunet.training.trainer import choose_machine
-from scripts import train
+from scripts import benchmark, benchmark_predict, train
 from scripts.assemble import build_parts
+from scripts.benchmark_options import BenchmarkOptions
 from scripts.fold_data import read_fold
 from scripts.model_run import find_checkpoint, open_model
 from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
 from utils.errors import UserError
+from utils.options import parse
 from utils.prepared_folder import PLAN, read_plan
 from utils.storage import write_json
 
@@ -88,3 +91,35 @@ def test_sides_are_found_in_the_names_of_the_plan(
     write_json(folder / PLAN, replace(read_plan(folder), label_names=("background", "kidney_L", "kidney_R")))
     plan = read_fold(run_options(tmp_path, "--data", str(tmp_path))).plan
     assert (plan.left_right_pairs, plan.left_right) == (((1, 2),), "swap")
+
+
+@pytest.mark.parametrize("fold", [(), ("--fold", "0")])
+def test_a_benchmark_mirrors_as_prediction_does(
+    phantom: "Phantom", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fold: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "500_3d"
+    shutil.copytree(phantom.prepared / "500_3d", folder)
+    names = ("background", "kidney_left", "kidney_right")
+    write_json(folder / PLAN, replace(read_plan(folder), label_names=names))
+    rules: list[WindowRule] = []
+
+    def predict(forward: object, scan: object, rule: WindowRule, **others: object) -> None:  # noqa: ARG001
+        rules.append(rule)
+
+    monkeypatch.setattr(benchmark_predict, "predict_case", predict)
+    words = [
+        "--mode",
+        "predict",
+        "--data",
+        str(tmp_path),
+        "--task",
+        "500",
+        "--device",
+        "cpu",
+        "--warmup",
+        "1",
+    ]
+    words += ["--test_batches", "1", "--repeats", "1", "--num_workers", "1", *fold]
+    benchmark.run(parse(BenchmarkOptions, words, program="benchmark.py", description=""))
+    assert [rule.mirror for rule in rules] == [False, False, True, True]
+    assert [rule.left_right and rule.left_right.label_order for rule in rules] == [(0, 2, 1)] * 4

@@ -42,7 +42,7 @@ class Branch(ABC):
     reads_image: ClassVar[bool] = False  # the image is to follow all other maps
 
     detach_features: bool = False
-    gradient_limit: float = 0.1
+    gradient_limit: float = 0.25
 
     def fork(self) -> GradientFork | None:
         """How the class gradient enters the network; UserError for a negative limit."""

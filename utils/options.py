@@ -81,20 +81,21 @@ def parse(
     """
     import tyro
 
+    from utils.option_help import help_registry
+
     layers = option_layers(kind, argv, rules)
     tokens = [token for layer in layers for token in layer.tokens]
     remaining = layers[-1].tokens
     markers = [tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes]
-    if HELP_FLAGS.intersection(remaining):
-        # --amp and --no_amp are always accepted; only the one that changes the default is worth a line.
-        tokens, markers = ["--help"], [*markers, tyro.conf.FlagCreatePairsOff]
+    is_help = bool(HELP_FLAGS.intersection(remaining))
     return tyro.cli(
         kind,
-        args=tokens,
+        args=["--help"] if is_help else tokens,
         prog=program,
         description=f"{description}\n\n{EPILOGUE}",
         use_underscores=True,
         config=markers,
+        registry=help_registry() if is_help else None,
     )
 
 

@@ -37,8 +37,10 @@ class Run:
     """Where the cases are."""
     optimiser_options: Optimiser = field(default_factory=Optimiser)
     amp: bool = False
-    """Mixed precision."""
+    """Mixed precision,
+    which is faster."""
     mirror: bool = True
+    """Average mirrored views."""
     folds: tuple[int, ...] = (0,)
     patch: tuple[int, int, int] | None = None
     names: tuple[str, ...] = ()
@@ -159,15 +161,29 @@ def test_a_good_command_line_prints_nothing(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_shows_one_name_per_switch_and_the_text_below_the_field(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def shown_help(capsys: pytest.CaptureFixture[str], rules: options.OptionRules = options.NO_RULES) -> str:
+    """What --help prints, without frame and line breaks."""
     with pytest.raises(SystemExit) as caught:
-        parse("--amp", "--help")
-    text = capsys.readouterr().out
+        options.parse(Run, ["--amp", "--help"], program="run", description="Runs.", rules=rules)
     assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_shows_a_switch_by_the_name_that_turns_it_on(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    assert "--amp Mixed precision, which is faster. (default: off)" in text
     assert "--no_amp" not in text
-    assert all(part in text for part in ("--amp", "--no_mirror", "Step length.", "--config FILE.toml"))
+    assert "--config FILE.toml" in text
+
+
+def test_help_shows_a_switch_that_is_on_by_both_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--mirror, --no_mirror Average mirrored views. (default: on)" in shown_help(capsys)
+
+
+def test_help_calls_an_empty_list_unset(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    assert "--names [STR [STR ...]] (default: unset)" in text
+    assert "--learning_rate FLOAT Step length. (default: 0.1)" in text
 
 
 def test_the_same_name_in_two_groups_is_refused_at_once() -> None:

@@ -22,8 +22,8 @@ CONFIG_FLAG = "--config"
 HELP_FLAGS = {"-h", "--help"}
 EPILOGUE = (
     "Any option can also stand in a file: --config FILE.toml with lines such as learning_rate = 0.001, or "
-    "FILE.json with the same names. The command line wins over the file, the file over the defaults. "
-    "--no_NAME turns the switch --NAME off."
+    "FILE.json with the same names. --no_NAME turns the switch --NAME off. What is said in several places "
+    "counts in this order: {places}."
 )
 COMMAND_LINE = "command line"
 
@@ -92,11 +92,19 @@ def parse(
         kind,
         args=["--help"] if is_help else tokens,
         prog=program,
-        description=f"{description}\n\n{EPILOGUE}",
+        description=f"{description}\n\n{EPILOGUE.format(places=_places(rules))}",
         use_underscores=True,
         config=markers,
         registry=help_registry() if is_help else None,
     )
+
+
+def _places(rules: OptionRules) -> str:
+    """Where options come from, the strongest first: the order of `option_layers`, turned round."""
+    places = ["the command line", f"{CONFIG_FLAG} (the last one first)"]
+    places += ["an environment variable"] if rules.environment else []
+    places += [f"--{rules.preset}"] if rules.preset else []
+    return ", ".join([*places, "the default"])
 
 
 def option_layers(kind: type, argv: Sequence[str], rules: OptionRules = NO_RULES) -> tuple[Layer, ...]:

@@ -173,7 +173,6 @@ def test_help_shows_a_switch_by_the_name_that_turns_it_on(capsys: pytest.Capture
     text = shown_help(capsys)
     assert "--amp Mixed precision, which is faster. (default: off)" in text
     assert "--no_amp" not in text
-    assert "--config FILE.toml" in text
 
 
 def test_help_shows_a_switch_that_is_on_by_both_names(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,6 +310,15 @@ def test_a_second_name_can_turn_a_switch_off() -> None:
     argv = ["--disable_tta"]
     assert options.parse(Views, argv, program="run", description="").tta is False
     assert options.origins(options.option_layers(Views, argv)) == {"tta": "command line"}
+
+
+def test_help_tells_where_options_come_from_the_strongest_first(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    assert "--config FILE.toml" in text
+    assert "counts in this order: the command line, --config (the last one first), the default." in text
+    layered = replace(RULES, environment={"learning_rate": "RUN_RATE"})
+    layers = "--config (the last one first), an environment variable, --optimiser, the default."
+    assert f"counts in this order: the command line, {layers}" in shown_help(capsys, layered)
 
 
 def test_the_environment_is_stronger_than_a_preset_and_weaker_than_a_file(

@@ -35,7 +35,7 @@ from scripts.run_options import RunOptions
 from scripts.run_recipes import NNUNET
 from utils.command import run_command
 from utils.errors import UserError
-from utils.options import flatten
+from utils.options import flatten, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "flags.md"
@@ -57,6 +57,14 @@ seed; sgd has a rate and a decay of its own. `scripts/train.py` trains as NVIDIA
 (see its `--help`). Refused with a sentence that names the replacement: `--brats22_model`, `--bind`, `--norm
 instance_nvfuser`.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """What `scripts/flag_table.py` may be told."""
+
+    check: bool = False
+    """Write nothing; fail where the file is old or an option has no test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,11 +240,13 @@ def unknown(proofs: Mapping[str, Sequence[str]]) -> list[str]:
 
 def main() -> None:
     """Write the file, or check it."""
+    description = "Make docs/flags.md from the options of all commands and the marks of the tests."
+    options = parse(TableOptions, sys.argv[1:], program="scripts/flag_table.py", description=description)
     proofs = collect_proofs()
     if wrong := unknown(proofs):
         raise UserError(f"Tests are marked with options that no command has: {', '.join(wrong)}.")
     text = make_table(proofs)
-    if "--check" not in sys.argv[1:]:
+    if not options.check:
         TABLE.write_text(text, encoding="utf-8")
         print(f"{TABLE.relative_to(ROOT)} written; without a test: {', '.join(unproven(proofs)) or 'none'}")
         return

@@ -72,6 +72,20 @@ def test_the_head_names_the_commands_whose_options_all_have_a_test() -> None:
     assert named == [command.program for command in flag_table.COMMANDS if command.must_be_proven]
 
 
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--chekc", 2)])
+def test_a_word_that_asks_for_no_table_writes_none(
+    word: str, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["flag_table.py", word])
+    monkeypatch.setattr(flag_table, "TABLE", tmp_path / "flags.md")
+    monkeypatch.setattr(flag_table, "ROOT", tmp_path)
+    monkeypatch.setattr(flag_table, "collect_proofs", dict)
+    with pytest.raises(SystemExit) as caught:
+        flag_table.main()
+    assert caught.value.code == status
+    assert not (tmp_path / "flags.md").exists()
+
+
 @pytest.mark.story
 def test_the_table_is_current_and_complete() -> None:
     """Collects all tests in a process of its own, as the command does."""

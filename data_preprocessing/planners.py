@@ -25,8 +25,10 @@ PlannerName = Literal[
     "nnUNetPlanner_torchres",
     "nnUNetPlannerResEncL_torchres",
     "nnUNetPlannerResEncL_torchres_sepz",
+    "nnUNetPlannerResEncL_noResampling",
 ]
-Resampling = Literal["scipy", "torch", "torch_sepz"]
+Resampling = Literal["scipy", "torch", "torch_sepz", "none"]
+OWN_GRID = "none"  # of them, the one that leaves every case on its own grid
 SLICES_AT_ONCE, VOLUMES_AT_ONCE = 12, 2  # batch sizes that nnU-Net's references were measured with
 RESENC_BLOCKS = (1, 3, 4, 6)  # Isensee et al. 2024
 
@@ -82,6 +84,7 @@ KNOWN_AS: dict[str, tuple[str, Resampling]] = {
     "nnUNetPlanner_torchres": ("default", "torch"),
     "nnUNetPlannerResEncL_torchres": ("resenc_l", "torch"),
     "nnUNetPlannerResEncL_torchres_sepz": ("resenc_l", "torch_sepz"),
+    "nnUNetPlannerResEncL_noResampling": ("resenc_l", OWN_GRID),
 }
 
 
@@ -102,8 +105,9 @@ class PlannerOptions:
     table does not ask for it."""
     resampling: Resampling | None = None
     """How images are interpolated: scipy (cubic; a coarse axis apart from its planes, by its nearest slice),
-    torch (linear, all axes together) or torch_sepz (linear, a coarse axis apart); unset: torch where the
-    planner's name says so, else scipy. Labels and probabilities are linear in any case."""
+    torch (linear, all axes together) or torch_sepz (linear, a coarse axis apart); none: not at all, every
+    case keeps its own grid; unset: as the planner's name says, else scipy. Labels and probabilities are
+    linear wherever images are interpolated."""
     overwrite_target_spacing: tuple[float, float, float] | None = None
     """Voxel spacing [mm] as z y x to resample to, instead of the one of the rules."""
     patch_size: tuple[int, int, int] | None = None
@@ -164,6 +168,11 @@ def check_options(options: PlannerOptions, configuration: str) -> None:
     if configuration not in CONFIGURATIONS:
         raise UserError(
             f"No configuration is called {configuration!r}. Choose one of {list(CONFIGURATIONS)}."
+        )
+    if configuration == "3d_lowres" and options.interpolation == OWN_GRID:
+        raise UserError(
+            "Without resampling (--resampling none, or a planner of that name) cases keep their own grid, so "
+            "there is no low resolution. Leave --lowres away, or choose another --resampling."
         )
     check_number("gpu_memory_target_gb", options.memory_gb, above=0)
     for edge_mm in options.overwrite_target_spacing or ():

@@ -12,6 +12,7 @@ from data_preprocessing import geometry
 from data_preprocessing.foreground import foreground_table
 from data_preprocessing.geometry import Box, Padding, as_shape
 from data_preprocessing.normalisers import build_normaliser
+from data_preprocessing.planners import OWN_GRID
 from data_preprocessing.resampling import coarse_axis, resample_image, resample_label, resampled_shape
 from utils.contracts import (
     NO_CLASS,
@@ -131,8 +132,10 @@ def prepare_case(loaded: LoadedCase, plan: Plan, *, mode: Mode = "training") -> 
 def target_spacing(plan: Plan, spacing_mm: Spacing) -> Spacing:
     """Where to resample to: the plan's spacing, but a one-slice patch keeps the slices of the case.
 
-    The nvidia preset resamples nothing for one-slice patches.
+    The nvidia preset resamples nothing for one-slice patches; a plan without resampling resamples nothing.
     """
+    if plan.resampling == OWN_GRID:
+        return spacing_mm
     if plan.patch[0] != 1:
         return plan.spacing_mm
     return spacing_mm if plan.preset == NVIDIA else (spacing_mm[0], *plan.spacing_mm[1:])

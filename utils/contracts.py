@@ -138,7 +138,7 @@ class Plan:
     planner: str = "default"  # who made it: default, resenc_m, resenc_l or resenc_xl
     encoder: str = "plain"  # the network that stages, patch and batch were planned for
     decoder_blocks: int = 2  # convolutions per stage of the decoder
-    resampling: str = "scipy"  # of images: scipy, torch or torch_sepz
+    resampling: str = "scipy"  # of images: scipy, torch, torch_sepz or none
     left_right_pairs: tuple[tuple[int, int], ...] | None = None  # label values; None: not declared
     left_right: str = "plain"  # what mirroring along x does to these labels: swap, off (none) or plain
 

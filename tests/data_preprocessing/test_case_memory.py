@@ -74,6 +74,7 @@ def test_the_planned_grid_is_that_of_the_spacing_and_the_axes(tmp_path: Path, ma
     flat = make_plan(flat=True, spacing_mm=(9.0, 0.5, 2.0))
     assert planned_voxels(size, flat) == 60 * 100 * 20
     assert planned_voxels(with_crop(size, (30, 50, 40)), flat) == 30 * 100 * 20
+    assert planned_voxels(size, make_plan(spacing_mm=(4.0, 0.5, 2.0), resampling="none")) == size.voxels
 
 
 def test_a_known_crop_makes_the_estimate_certain(tmp_path: Path, make_plan: MakePlan) -> None:

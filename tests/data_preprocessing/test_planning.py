@@ -221,14 +221,27 @@ def test_nnunets_names_make_the_same_plans(theirs: PlannerName) -> None:
     ours, resampling = KNOWN_AS[theirs]
     expected = plan(BRAIN, options=PlannerOptions(planner=ours, resampling=resampling))  # pyright: ignore
     assert plan(BRAIN, options=PlannerOptions(planner=theirs)) == expected
-    assert expected.resampling == {"torchres": "torch", "sepz": "torch_sepz"}.get(
-        theirs.split("_")[-1], "scipy"
-    )
+    ways = {"torchres": "torch", "sepz": "torch_sepz", "noResampling": "none"}
+    assert expected.resampling == ways.get(theirs.split("_")[-1], "scipy")
 
 
 def test_an_option_says_how_to_resample_before_the_planners_name_does() -> None:
     options = PlannerOptions(planner="nnUNetPlanner_torchres", resampling="scipy")
     assert plan(BRAIN, options=options).resampling == "scipy"
+
+
+def test_without_resampling_patch_and_stages_are_those_of_the_same_planner_with_it() -> None:
+    kept = plan(BRAIN, options=PlannerOptions(planner="nnUNetPlannerResEncL_noResampling"))
+    assert replace(kept, resampling="scipy") == plan(BRAIN, options=PlannerOptions(planner="resenc_l"))
+
+
+@pytest.mark.flag("preprocess:resampling", "preprocess:planner")
+def test_without_resampling_there_is_no_low_resolution() -> None:
+    named = PlannerOptions(planner="nnUNetPlannerResEncL_noResampling")
+    for options in (named, PlannerOptions(resampling="none")):
+        with pytest.raises(UserError, match="cases keep their own grid, so there is no low resolution"):
+            plan(LIVER, "3d_lowres", options)
+    assert plan(LIVER, "3d_fullres", PlannerOptions(resampling="none")).resampling == "none"
 
 
 @pytest.mark.parametrize(("planner", "memory_gb"), [("resenc_l", 24.0), ("resenc_xl", 40.0)])

@@ -147,6 +147,17 @@ def test_torch_interpolates_between_slices_that_the_others_repeat() -> None:
     }
 
 
+@pytest.mark.parametrize("changes", [{}, {"preset": "nvidia"}, {"configuration": "2d", "patch": (1, 2, 2)}])
+def test_without_resampling_a_case_keeps_its_voxels_and_gets_its_label_back(changes: dict) -> None:
+    loaded = scan(spacing_mm=(2.0, 1.0, 0.3))
+    arrays = prepare_case(loaded, replace(PLAN, resampling="none", **changes))
+    np.testing.assert_array_equal(arrays.image[0], loaded.image[0, 1:7, 1:6, 1:5].T)
+    assert arrays.label is not None
+    assert arrays.footprint.planned_shape == arrays.footprint.cropped_shape == (4, 5, 6)
+    scores = np.stack([arrays.label[0] != 1, arrays.label[0] == 1]).astype(np.float32)
+    np.testing.assert_array_equal(restore_label(scores, arrays.footprint), loaded.label)
+
+
 def test_a_one_slice_patch_keeps_the_slices() -> None:
     plan = replace(PLAN, configuration="2d", patch=(1, 2, 2), spacing_mm=(9.0, 0.5, 0.5))
     assert prepare_case(scan(), plan).image.shape == (1, 4, 10, 12)

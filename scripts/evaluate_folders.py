@@ -263,15 +263,13 @@ def _dataset_of_plan(path: Path) -> Dataset | None:
 
 
 def _of_fold(references: ReferenceClasses, compared: FolderOptions) -> ReferenceClasses:
-    from utils.splits import read_folds
+    from utils.splits import no_such_fold, read_folds
 
     if compared.splits is None:
         return references
     folds = read_folds(compared.splits)
     if not 0 <= compared.fold < len(folds):
-        raise DatasetError(
-            f"{compared.splits} has the folds 0 to {len(folds) - 1}, not fold {compared.fold}."
-        )
+        raise DatasetError(no_such_fold(compared.splits, len(folds), compared.fold))
     return references.only(sorted(folds[compared.fold].val))
 
 

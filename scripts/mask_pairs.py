@@ -31,7 +31,7 @@ from nnunet.evaluation.pairing import MaskPair, keep_cases, masks_in
 from nnunet.evaluation.report import Overlay, RankedCase
 from utils.contracts import Dataset, RawCase
 from utils.errors import DatasetError
-from utils.splits import read_folds
+from utils.splits import no_such_fold, read_folds
 from utils.storage import read_array
 
 DESCRIPTION_FILE = "dataset.json"
@@ -75,7 +75,7 @@ def select_fold(references: References, splits: Path | None, fold: int) -> Refer
         return references
     folds = read_folds(splits)
     if not 0 <= fold < len(folds):
-        raise DatasetError(f"{splits} has the folds 0 to {len(folds) - 1}, not fold {fold}.")
+        raise DatasetError(no_such_fold(splits, len(folds), fold))
     return replace(references, masks=keep_cases(references.masks, folds[fold].val))
 
 

@@ -120,7 +120,7 @@ def pick_fold(folds: Sequence[Fold], fold: int, *, patients: Mapping[str, str], 
     sides, are errors; known cases that the fold leaves out are not.
     """
     if not 0 <= fold < len(folds):
-        raise DatasetError(f"{source} has the folds 0 to {len(folds) - 1}, not fold {fold}.")
+        raise DatasetError(no_such_fold(source, len(folds), fold))
     chosen = folds[fold]
     if unknown := sorted({*chosen.train, *chosen.val} - set(patients)):
         raise DatasetError(
@@ -134,6 +134,12 @@ def pick_fold(folds: Sequence[Fold], fold: int, *, patients: Mapping[str, str], 
             "the validation score would be too good. Keep each patient on one side."
         )
     return chosen
+
+
+def no_such_fold(source: Path, num_folds: int, fold: int) -> str:
+    """The sentence for a `fold` that the file `source` does not have."""
+    present = "only fold 0" if num_folds == 1 else f"the folds 0 to {num_folds - 1}"
+    return f"{source} has {present}, not fold {fold}."
 
 
 def _brief(names: Sequence[object]) -> str:

@@ -289,7 +289,7 @@ def test_compile_hands_the_network_to_the_compiler(
 
 @pytest.mark.flag("fold")
 def test_a_fold_that_does_not_exist_is_named(run_options: Options, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="has the folds 0 to 0, not fold 3"):
+    with pytest.raises(DatasetError, match="has only fold 0, not fold 3"):
         train.run(run_options(tmp_path, "--fold", "3"))
 
 

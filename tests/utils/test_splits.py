@@ -109,8 +109,13 @@ def test_a_good_fold_is_returned_even_if_it_leaves_cases_out() -> None:
 
 @pytest.mark.parametrize("fold", [1, -1])
 def test_a_fold_that_does_not_exist_is_refused(fold: int) -> None:
-    with pytest.raises(DatasetError, match=rf"splits_final\.json has the folds 0 to 0, not fold {fold}"):
+    with pytest.raises(DatasetError, match=rf"splits_final\.json has only fold 0, not fold {fold}"):
         pick_fold(FOLDS, fold, patients={}, source=FILE)
+
+
+def test_the_folds_that_there_are_are_told() -> None:
+    with pytest.raises(DatasetError, match=r"splits_final\.json has the folds 0 to 2, not fold 3"):
+        pick_fold(FOLDS * 3, 3, patients={}, source=FILE)
 
 
 def test_an_unknown_case_is_refused() -> None:

@@ -113,6 +113,12 @@ def _encoder(options: NetworkOptions, plan: Plan) -> str:
 def _num_outputs(options: NetworkOptions, plan: Plan) -> int:
     """Supervised resolutions: the finest, and the lower ones that were asked for."""
     if not options.deep_supervision:
+        if options.deep_supr_num is not None:
+            # NVIDIA's programs take it and say nothing, so command lines that have it alone go on running.
+            say_once(
+                f"--deep_supr_num {options.deep_supr_num} does nothing without --deep_supervision: the "
+                "finest output alone is trained."
+            )
         return 1
     if options.deep_supr_num is None:
         return default_outputs(plan)

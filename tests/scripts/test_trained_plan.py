@@ -165,6 +165,24 @@ def test_the_finest_output_and_the_lower_ones_asked_for_are_supervised(
 
 
 @pytest.mark.flag("deep_supr_num")
+@pytest.mark.parametrize(
+    ("is_deep", "number", "is_told"), [(False, 2, True), (False, None, False), (True, 2, False)]
+)
+def test_a_number_of_outputs_that_are_not_supervised_is_told(
+    make_plan: Callable[..., Plan],
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_deep: bool,
+    number: int | None,
+    is_told: bool,
+) -> None:
+    options = NetworkOptions(deep_supervision=is_deep, deep_supr_num=number)
+    architecture_of(options, make_plan(stages=STAGES))
+    told = "--deep_supr_num 2 does nothing without --deep_supervision" in capsys.readouterr().err
+    assert told == is_told
+
+
+@pytest.mark.flag("deep_supr_num")
 @pytest.mark.parametrize("number", [-1, 0, 5])
 def test_more_outputs_than_the_decoder_has_are_refused(make_plan: Callable[..., Plan], number: int) -> None:
     options = NetworkOptions(deep_supervision=True, deep_supr_num=number)

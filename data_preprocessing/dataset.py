@@ -29,7 +29,7 @@ from data_preprocessing.faults import DatasetFaults, errors_of, make_fault
 from utils.contracts import Dataset, RawCase
 from utils.errors import Fault, UserError
 
-TASK_FOLDER = re.compile(r"(?:Task|Dataset)(\d+)_.+")
+TASK_FOLDER = re.compile(r"(?:Task|Dataset)([0-9]+)_.+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def find_dataset(data: Path, task: str) -> Path:
         if task and (path / "dataset.json").is_file():
             return path
     folders = _task_folders(data)
-    if task.isdecimal():
+    if task.isascii() and task.isdecimal():
         matches = [path for path in folders if int(task_code(path)) == int(task)]
     else:
         matches = [path for path in folders if path.name == task]

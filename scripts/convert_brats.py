@@ -102,7 +102,7 @@ def _convert(options: ConvertOptions) -> Path:
 
 
 def _dataset_folder(options: ConvertOptions) -> Path:
-    if not options.task.isdecimal():
+    if not (options.task.isascii() and options.task.isdecimal()):
         raise UserError(f"--task should be a number, such as 11, got {options.task!r}.")
     if not DATASET_NAME.fullmatch(options.name):
         raise UserError(f"--name should consist of letters, digits, _ and -, got {options.name!r}.")

@@ -18,7 +18,7 @@ from utils.left_right import with_left_right
 from utils.prepared_folder import PLAN, SPLITS, list_prepared, own_folder, plan_file, plan_names
 from utils.splits import Fold, make_folds, pick_fold, read_folds
 
-TASK_NUMBER = re.compile(r"(?:Task|Dataset)?(\d+)(?:_.*)?")
+TASK_NUMBER = re.compile(r"(?:Task|Dataset)?([0-9]+)(?:_.*)?")
 PARTS = ("val", "test")  # folders of cases without folds, below a preprocessed folder
 PREPARATION = (
     "axis_order",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_preprocessing.dataset import find_dataset
 from scripts.fold_data import prepared_folder
 from scripts.run_options import RunOptions
 from utils.contracts import Plan
@@ -41,6 +42,21 @@ def test_a_number_a_folder_name_and_a_path_name_the_prepared_folder(
 ) -> None:
     write_folders(tmp_path, make_plan(), "010_3d", "04_3d", "my_scans2_3d", "2024_scans_3d")
     assert found(tmp_path, task) == folder
+
+
+@pytest.mark.flag("task")
+@pytest.mark.parametrize(
+    "task", ["5.00", "5_00", "5e2", "+500", "500.0", "\uff15\uff10\uff10", "\u0665\u0660\u0660"]
+)
+def test_what_is_not_written_as_a_whole_number_is_no_number(
+    tmp_path: Path, make_plan: MakePlan, task: str
+) -> None:
+    write_folders(tmp_path, make_plan(), "500_3d")
+    with pytest.raises(DatasetError, match="no preprocessed folder"):
+        found(tmp_path, task)
+    (tmp_path / "Dataset500_Made").mkdir()
+    with pytest.raises(UserError, match="No dataset for task"):
+        find_dataset(tmp_path, task)
 
 
 def test_two_folders_of_one_number_are_told_apart_by_how_it_is_written(

@@ -167,6 +167,7 @@ def test_masks_with_other_values_are_refused(options: ConvertOptions, tmp_path: 
         ({"exec_mode": "phantom"}, "is not empty"),
         ({"exec_mode": "masks"}, "needs --results"),
         ({"task": "BraTS"}, "--task should be a number"),
+        ({"task": "\uff11\uff11"}, "--task should be a number"),
         ({"name": "../BraTS"}, "--name should consist"),
         ({"src_dir": Path("nowhere")}, "no folder of a patient"),
         ({"n_jobs": 0}, "--n_jobs is 0"),

@@ -60,7 +60,8 @@ BEFORE_SIDES = "Mirror(probability=0.5, axes=(0, 1, 2))"  # as it was told befor
 
 def test_a_part_that_has_got_a_new_field_resumes_where_that_is_at_its_default(prepared) -> None:
     loader = make_loader(prepared, recipe=(Mirror(),))
-    state = loader.state_dict() | {"delivered": 3}
+    state = loader.state_dict()
+    state["delivered"] = 3
     state["layout"] |= {"augmentations": [BEFORE_SIDES]}
     loader.load_state_dict(state)
     assert loader.delivered == 3

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from utils.contracts import Shape, Spacing
 
+FEW_OUTSIDE = 0.02  # share of voxels outside a mask that are cheaper to link one by one than to flood
 WORLD_AXES = ("RL", "AP", "SI")  # x, y and z of the world; the first letter is the positive direction
 
 
@@ -126,9 +129,35 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
     Call it on the mask cropped to its bounding box: the answer is the same, and most masks are then full.
     """
-    if mask.all():
+    outside = np.flatnonzero(~mask)
+    if outside.size == 0:
         return mask
-    return np.asarray(ndimage.binary_fill_holes(mask))
+    if outside.size > FEW_OUTSIDE * mask.size:
+        return np.asarray(ndimage.binary_fill_holes(mask))
+    filled = mask.copy()
+    filled.reshape(-1)[outside[_is_enclosed(outside, mask.shape)]] = True
+    return filled
+
+
+def _is_enclosed(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """For flat, ascending indices of voxels: whether no path of faces through them leads to the border."""
+    places = np.unravel_index(voxels, shape)
+    pairs = []
+    for axis, place in enumerate(places):
+        step = int(np.prod(shape[axis + 1 :]))
+        one = np.flatnonzero(place < shape[axis] - 1)
+        other = np.minimum(np.searchsorted(voxels, voxels[one] + step), voxels.size - 1)
+        meets = voxels[other] == voxels[one] + step
+        pairs.append((one[meets], other[meets]))
+    ones, others = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = coo_array((np.ones(ones.size, dtype=bool), (ones, others)), shape=(voxels.size, voxels.size))
+    count, component = connected_components(links, directed=False)
+    at_border = np.zeros(voxels.size, dtype=bool)
+    for place, size in zip(places, shape, strict=True):
+        at_border |= (place == 0) | (place == size - 1)
+    is_open = np.zeros(count, dtype=bool)
+    is_open[component[at_border]] = True
+    return ~is_open[component]
 
 
 def crop(volume: np.ndarray, box: Box) -> np.ndarray:

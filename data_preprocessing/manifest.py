@@ -23,6 +23,7 @@ from utils.errors import DatasetError
 from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
 from utils.storage import file_hash, read_record, to_plain, write_json
 
+LARGEST_SHARE = "largest share"  # who wins a voxel where labels are interpolated in torch's ways
 FORMAT_VERSION = 1  # raised whenever the same input and plan give other arrays
 
 
@@ -166,8 +167,13 @@ def data_rules(plan: Plan) -> dict[str, Any]:
         "foreground_channel": plan.foreground_channel,
         "ignore_label": plan.ignore_label,
     }
-    # Cases of programs that knew the usual way only stay valid.
-    return rules if plan.resampling == CUBIC else rules | {"resampling": plan.resampling}
+    # Cases of programs that knew the usual way only stay valid; those whose labels were interpolated beside
+    # torch's images by the rule of the usual way do not.
+    return (
+        rules
+        if plan.resampling == CUBIC
+        else rules | {"resampling": plan.resampling, "labels": LARGEST_SHARE}
+    )
 
 
 def volume_differences(plan: Plan, other: Plan) -> tuple[str, ...]:

@@ -13,7 +13,13 @@ from data_preprocessing.foreground import foreground_table
 from data_preprocessing.geometry import Box, Padding, as_shape
 from data_preprocessing.normalisers import build_normaliser
 from data_preprocessing.planners import OWN_GRID
-from data_preprocessing.resampling import coarse_axis, resample_image, resample_label, resampled_shape
+from data_preprocessing.resampling import (
+    coarse_axis,
+    resample_image,
+    resample_label,
+    resampled_shape,
+    stacked,
+)
 from utils.contracts import (
     NO_CLASS,
     OUTSIDE_LABEL,
@@ -152,7 +158,7 @@ def normalise(image: np.ndarray, mask: np.ndarray, plan: Plan) -> np.ndarray:
         inside = channel != 0 if plan.preset == NVIDIA else mask
         normaliser = build_normaliser(plan.normalisers[i], uses_mask=is_masked)
         channels.append(normaliser.apply(channel, inside, plan.intensity[i]))
-    return np.stack(channels)
+    return stacked(channels)
 
 
 def with_foreground_channel(plan: Plan) -> Plan:
@@ -194,7 +200,9 @@ def _training_label(cropped: CroppedCase, plan: Plan, new_shape: Shape, coarse: 
     label = cropped.label
     if plan.preset != NVIDIA:
         label = np.where((label == 0) & ~cropped.mask, OUTSIDE_LABEL, label)
-    return resample_label(label.astype(np.int16, copy=False), new_shape, coarse=coarse)
+    return resample_label(
+        label.astype(np.int16, copy=False), new_shape, coarse=coarse, resampling=plan.resampling
+    )
 
 
 def _footprint(

@@ -8,7 +8,8 @@ faster, and not as sharp.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ ANISOTROPY_LIMIT = (
 )
 NEGLIGIBLE_WEIGHT = 1e-7  # a cubic spline weight falls by 0.27 per voxel; smaller ones are below float32
 BLOCK_ROWS = 64  # output rows per product, so that far zeros of the matrix are not multiplied
-HALF = 0.5 - 1e-5  # share that wins a voxel; the margin keeps exact ties independent of rounding
+TIE = 1e-5  # shares this close are the same; the margin keeps exact ties independent of rounding
+HALF = 0.5 - TIE  # share that wins a voxel
 IMAGE_ORDER, LABEL_ORDER = 3, 1
 CUBIC = "scipy"  # of the ways to resample images, the one that is not linear
 ALL_AXES = "torch"  # the one that never resamples an axis apart
@@ -73,40 +75,62 @@ def nearest_indices(size: int, new_size: int) -> np.ndarray:
     return np.minimum(((np.arange(new_size) + 0.5) * size / new_size).astype(np.int64), size - 1)
 
 
-def _interpolate_axis(volume: np.ndarray, axis: int, new_size: int, order: int) -> np.ndarray:
-    size = volume.shape[axis]
-    if size == new_size:
-        return volume
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Block:
+    """Rows of an axis's matrix from `start` on, without their far zeros; `first` is the first voxel used."""
+
+    start: int
+    first: int
+    rows: np.ndarray
+
+
+@lru_cache(maxsize=128)
+def _blocks(size: int, new_size: int, order: int) -> tuple[_Block, ...]:
     weights = axis_weights(size, new_size, order)
-    shape = list(volume.shape)
-    shape[axis] = new_size
-    result = np.empty(shape, dtype=np.float32)
+    blocks = []
     for start in range(0, new_size, BLOCK_ROWS):
         rows = weights[start : start + BLOCK_ROWS]
         used = np.flatnonzero(rows.any(axis=0))
         first, last = int(used[0]), int(used[-1]) + 1
-        _multiply_axis(volume, rows[:, first:last], result, axis, first, start)
+        blocks.append(_Block(start=start, first=first, rows=np.ascontiguousarray(rows[:, first:last])))
+    return tuple(blocks)
+
+
+def _interpolate_axis(volume: np.ndarray, axis: int, new_size: int, order: int) -> np.ndarray:
+    """The first or the last axis of an array of two or three axes."""
+    size = volume.shape[axis]
+    if size == new_size:
+        return volume
+    shape = list(volume.shape)
+    shape[axis] = new_size
+    result = np.empty(shape, dtype=np.float32)
+    for block in _blocks(size, new_size, order):
+        count, width = block.rows.shape
+        old, new = slice(block.first, block.first + width), slice(block.start, block.start + count)
+        if axis == 0:
+            part = volume[old].reshape(width, -1)
+            np.matmul(block.rows, part, out=result[new].reshape(count, -1))
+        else:
+            result[..., new] = np.matmul(volume[..., old], block.rows.T)
     return result
 
 
-def _multiply_axis(  # the block of `result` from `start`, from the voxels of `volume` from `first`
-    volume: np.ndarray, rows: np.ndarray, result: np.ndarray, axis: int, first: int, start: int
-) -> None:
-    stop, last = start + rows.shape[0], first + rows.shape[1]
-    if axis == 0:
-        part = volume[first:last].reshape(last - first, -1)
-        np.matmul(rows, part, out=result[start:stop].reshape(stop - start, -1))
-    elif axis == 1:
-        result[:, start:stop] = np.matmul(rows, volume[:, first:last])
-    else:
-        result[..., start:stop] = np.matmul(volume[..., first:last], rows.T)
+def _interpolate_planes(volume: np.ndarray, height: int, width: int, order: int) -> np.ndarray:
+    """The last two axes, plane by plane: what lies between the two steps stays in the cache."""
+    if volume.shape[1:] == (height, width):
+        return volume
+    result = np.empty((volume.shape[0], height, width), dtype=np.float32)
+    for plane, finished in zip(volume, result, strict=True):
+        finished[...] = _interpolate_axis(_interpolate_axis(plane, 0, height, order), 1, width, order)
+    return result
 
 
 def _interpolate(volume: np.ndarray, new_shape: Shape, order: int) -> np.ndarray:
-    """Float32 (D, H, W) to `new_shape`, the axis that shrinks most first."""
-    for axis in sorted(range(3), key=lambda i: new_shape[i] / volume.shape[i]):
-        volume = _interpolate_axis(volume, axis, new_shape[axis], order)
-    return volume
+    """Float32 (D, H, W) to `new_shape`, first what leaves fewer voxels; the same array if nothing changes."""
+    depth, height, width = new_shape
+    if depth < volume.shape[0]:
+        return _interpolate_planes(_interpolate_axis(volume, 0, depth, order), height, width, order)
+    return _interpolate_axis(_interpolate_planes(volume, height, width, order), 0, depth, order)
 
 
 def _plane_shape(shape: Shape, new_shape: Shape, coarse: int | None) -> Shape:
@@ -141,8 +165,15 @@ def resample_image(
         kept = tuple(axis for axis in range(3) if axis != coarse)
         low, high = volume.min(axis=kept, keepdims=True), volume.max(axis=kept, keepdims=True)
         planes = _interpolate(volume, _plane_shape(as_shape(volume.shape), new_shape, coarse), IMAGE_ORDER)
-        channels.append(_stretch(np.clip(planes, low, high), new_shape, coarse))
-    return np.stack(channels)
+        if planes is not volume:
+            np.clip(planes, low, high, out=planes)
+        channels.append(_stretch(planes, new_shape, coarse))
+    return stacked(channels)
+
+
+def stacked(channels: Sequence[np.ndarray]) -> np.ndarray:
+    """(C, D, H, W) from its channels; a single one is not copied."""
+    return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
 
 def _resample_linearly(volume: np.ndarray, new_shape: Shape, coarse: int | None) -> np.ndarray:
@@ -152,43 +183,109 @@ def _resample_linearly(volume: np.ndarray, new_shape: Shape, coarse: int | None)
     return resample_probability(torch.from_numpy(volume), new_shape, coarse=coarse).numpy()
 
 
-def resample_label(label: np.ndarray, new_shape: Shape, *, coarse: int | None = None) -> np.ndarray:
-    """Linear interpolation of each label's mask in (D, H, W); a label wins where its share reaches one half.
+def resample_label(
+    label: np.ndarray, new_shape: Shape, *, coarse: int | None = None, resampling: str = CUBIC
+) -> np.ndarray:
+    """Linear interpolation of the mask of each label in (D, H, W); the winner takes the voxel.
 
-    Labels are written in ascending order, so the later one wins a tie; where none reaches one half stays 0.
+    Beside splines a label wins where its share reaches one half: of two that tie the higher one, and where
+    none does, 0. In the ways of torch the largest share wins, of equal ones the lowest label. Both rules are
+    nnU-Net's.
     """
     if label.shape == tuple(new_shape):
         return label
     plane_shape = _plane_shape(as_shape(label.shape), new_shape, coarse)
-    planes = np.zeros(plane_shape, dtype=label.dtype)
-    values = [int(value) for value in np.unique(label)]
-    # Zero is the start value; it is drawn only where it has to win over a negative label.
-    for value in values if min(values) < 0 else [v for v in values if v != 0]:
-        _draw_label(label, planes, value)
+    depth, height, width = (
+        _linear_taps(size, new_size) for size, new_size in zip(label.shape, plane_shape, strict=True)
+    )
+    elect = _label_of_half if resampling == CUBIC else _label_of_most
+    planes = np.empty(plane_shape, dtype=label.dtype)
+    for place in range(plane_shape[0]):
+        near = label[depth.lower[place]]
+        far = label[depth.upper[place]]
+        _draw_plane(near, far, float(depth.share[place]), (height, width), planes[place], elect)
     return _stretch(planes, new_shape, coarse)
 
 
-def _draw_label(label: np.ndarray, planes: np.ndarray, value: int) -> None:
-    """Write `value` into `planes` where its interpolated mask reaches one half, looking only near it."""
-    mask = label == value
-    old_window, new_window = [], []
-    for axis in range(3):
-        size, new_size = mask.shape[axis], planes.shape[axis]
-        occupied = np.flatnonzero(mask.any(axis=tuple(i for i in range(3) if i != axis)))
-        touched = slice(int(occupied[0]), int(occupied[-1]) + 1)
-        old_window.append(touched)
-        if size != new_size:
-            rows = np.flatnonzero(axis_weights(size, new_size, LABEL_ORDER)[:, touched].any(axis=1))
-            touched = slice(int(rows[0]), int(rows[-1]) + 1) if rows.size else slice(0, 0)
-        new_window.append(touched)
-    share = mask[tuple(old_window)].astype(np.float32)
-    for axis in range(3):
-        size, new_size = mask.shape[axis], planes.shape[axis]
-        if size != new_size:
-            weights = axis_weights(size, new_size, LABEL_ORDER)[new_window[axis], old_window[axis]]
-            share = np.moveaxis(np.tensordot(weights, share, axes=(1, axis)), 0, axis)
-    region = planes[tuple(new_window)]
-    region[share >= HALF] = value
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Taps:
+    """For each new voxel of an axis the two old ones around it, and the share of the upper one."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    share: np.ndarray
+
+
+@lru_cache(maxsize=128)
+def _linear_taps(size: int, new_size: int) -> _Taps:
+    if size == new_size:
+        same = np.arange(size)
+        return _Taps(lower=same, upper=same, share=np.zeros(size, dtype=np.float32))
+    weights = axis_weights(size, new_size, LABEL_ORDER)
+    lower = (weights > 0).argmax(axis=1)
+    upper = np.minimum(lower + 1, size - 1)
+    share = np.where(upper > lower, weights[np.arange(new_size), upper], np.float32(0))
+    return _Taps(lower=lower, upper=upper, share=share)
+
+
+def _draw_plane(
+    near: np.ndarray,
+    far: np.ndarray,
+    share_of_far: float,
+    axes: tuple[_Taps, _Taps],
+    result: np.ndarray,
+    elect: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """One new plane between two old ones (H, W): a vote of eight voxels where they are not all the same."""
+    height, width = axes
+    np.take(near[height.lower], width.lower, axis=1, out=result)
+    mixed = _mixed_cells(near, far)
+    rows = np.flatnonzero(np.logical_or.reduce(mixed, axis=1)[height.lower])
+    columns = np.flatnonzero(np.logical_or.reduce(mixed, axis=0)[width.lower])
+    if rows.size == 0:
+        return
+    y, x = np.nonzero(mixed[np.ix_(height.lower[rows], width.lower[columns])])
+    y, x = rows[y], columns[x]
+    values, shares = [], []
+    for plane, part in ((near, 1 - share_of_far), (far, share_of_far)):
+        for row, row_share in ((height.lower[y], 1 - height.share[y]), (height.upper[y], height.share[y])):
+            for column, share in ((width.lower[x], 1 - width.share[x]), (width.upper[x], width.share[x])):
+                values.append(plane[row, column])
+                shares.append(part * row_share * share)
+    around = np.stack(values)
+    result[y, x] = elect(around, _summed_shares(around, np.stack(shares)))
+
+
+def _mixed_cells(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """Boolean (H, W): whether a voxel and its next neighbours, in both planes, hold more than one label."""
+    apart = near != far
+    mixed = apart.copy()
+    mixed[:, :-1] |= apart[:, 1:] | (near[:, :-1] != near[:, 1:])
+    below = mixed[1:].copy()
+    mixed[:-1] |= below | (near[:-1] != near[1:])
+    return mixed
+
+
+def _summed_shares(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """For each of the (8, n) voxels around a point the shares of all that have its label."""
+    total = shares.copy()
+    for one in range(len(values)):
+        for other in range(one):
+            same = values[one] == values[other]
+            total[one] += same * shares[other]
+            total[other] += same * shares[one]
+    return total
+
+
+def _label_of_half(values: np.ndarray, total: np.ndarray) -> np.ndarray:
+    lowest = np.iinfo(values.dtype).min
+    winner = np.where(total >= HALF, values, lowest).max(axis=0)
+    return np.where(winner == lowest, 0, winner)
+
+
+def _label_of_most(values: np.ndarray, total: np.ndarray) -> np.ndarray:
+    highest = np.iinfo(values.dtype).max
+    return np.where(total >= total.max(axis=0) - TIE, values, highest).min(axis=0)
 
 
 def resample_probability(probability: Tensor, new_shape: Shape, *, coarse: int | None = None) -> Tensor:

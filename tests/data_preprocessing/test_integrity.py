@@ -1,10 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from data_preprocessing.cases import load_case
+from data_preprocessing.cases import label_values, load_case
 from data_preprocessing.dataset import read_dataset
 from data_preprocessing.faults import FAULT_CODES, DatasetFaults, make_fault
 from data_preprocessing.integrity import check_case, check_dataset
@@ -110,6 +111,16 @@ def test_an_empty_label_is_a_warning(tmp_path: Path) -> None:
     write(tmp_path / "case_a.nii.gz", mask(0))
     (fault,) = check_case(case, make_dataset(case)).faults
     assert (fault.code, fault.severity) == ("W301", "warning")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("values", [[0], [0, 1], [-32768, 32767], [5, 6, 9], [-1, 0, 2]])
+def test_every_label_value_is_found_wherever_it_lies(values: list[int], order: Literal["C", "F"]) -> None:
+    for size in (3, 4096, 3 * 4096 + 5):
+        label = np.full((size, 1, 2), values[0], dtype=np.int16, order=order)
+        for value, place in zip(values, (0, size - 1, size // 2), strict=False):
+            label[place, 0, 1] = value
+        assert label_values(label) == tuple(sorted(values))
 
 
 def test_shapes_that_differ_are_both_named(tmp_path: Path) -> None:

@@ -39,6 +39,44 @@ def test_labels_equal_one_linear_map_per_label_with_the_later_one_winning(old: t
     np.testing.assert_array_equal(resample_label(label, new), expected)
 
 
+@pytest.mark.parametrize(("old", "new"), SHAPES)
+def test_smooth_labels_too_equal_one_linear_map_per_label(old: tuple, new: tuple) -> None:
+    generator = np.random.default_rng(1)
+    fields = [ndimage.gaussian_filter(generator.normal(size=old), 2) for _ in range(4)]
+    label = (np.stack(fields).argmax(axis=0) - 1).astype(np.int16)
+    expected = np.zeros(new, dtype=np.int16)
+    for value in np.unique(label):
+        expected[zoomed(label == value, new, order=1) >= 0.5 - 1e-5] = value
+    np.testing.assert_array_equal(resample_label(label, new), expected)
+
+
+@pytest.mark.parametrize(("old", "new"), SHAPES)
+def test_in_the_ways_of_torch_the_label_with_the_largest_share_wins(old: tuple, new: tuple) -> None:
+    label = np.random.default_rng(0).integers(-1, 3, old).astype(np.int16)
+    values = np.unique(label)
+    shares = np.stack([zoomed(label == value, new, order=1) for value in values])
+    # The first, and so the lowest, of those that are equal but for rounding.
+    expected = values[(shares >= shares.max(axis=0) - 1e-5).argmax(axis=0)]
+    np.testing.assert_array_equal(resample_label(label, new, resampling="torch"), expected)
+
+
+@pytest.mark.parametrize(
+    ("label", "scipy", "torch"),
+    [
+        ([[[3, 1]]], 3, 1),  # two that tie
+        ([[[1, 2], [3, 4]]], 0, 1),  # four that tie: none reaches one half
+    ],
+)
+def test_each_way_has_its_own_winner_of_a_tie(label: list, scipy: int, torch: int) -> None:
+    old = np.array(label, dtype=np.int16)
+    depth, height, width = old.shape
+    # The middle one of three voxels lies half-way between the two that it is made of.
+    new = (depth, 2 * height - 1, 2 * width - 1)
+    middle = (0, height - 1, width - 1)
+    assert resample_label(old, new)[middle] == scipy
+    assert resample_label(old, new, resampling="torch")[middle] == torch
+
+
 def test_an_unchanged_shape_returns_the_very_same_array() -> None:
     image, label = np.ones((1, 2, 3, 4), np.float32), np.ones((2, 3, 4), np.int16)
     assert resample_image(image, (2, 3, 4)) is image

@@ -19,6 +19,7 @@ from utils.errors import DatasetError
 from utils.storage import read_json
 
 FINGERPRINT = "dataset_fingerprint.json"
+PIECE = 2**24  # bytes of an array that are read at once
 IMAGE_END, LABEL_END = ".b2nd", "_seg.b2nd"
 
 NORMALISERS = {
@@ -166,13 +167,13 @@ def _unpacked(name: str, head: dict[str, Any], stream: IO[bytes]) -> PeerCase:
 
 def _next_array(stream: IO[bytes], shape: list[int], dtype: str) -> np.ndarray:
     array = np.empty(shape, dtype=dtype)
-    flat = memoryview(array).cast("B")
+    flat = array.reshape(-1).view(np.uint8)
     filled = 0
-    while filled < len(flat):
-        part = stream.read(min(len(flat) - filled, 2**24))
+    while filled < flat.size:
+        part = stream.read(min(flat.size - filled, PIECE))
         if not part:
-            raise DatasetError(f"Only {filled} of {len(flat)} bytes of an array came from nnU-Net's Python.")
-        flat[filled : filled + len(part)] = part
+            raise DatasetError(f"Only {filled} of {flat.size} bytes of an array came from nnU-Net's Python.")
+        flat[filled : filled + len(part)] = np.frombuffer(part, dtype=np.uint8)
         filled += len(part)
     return array
 

@@ -30,6 +30,7 @@ class Residency:
     volume_bytes: int
     free_bytes: int  # of the machine's memory
     device_free_bytes: int | None = None  # of the GPU's; None where no GPU runs the graph
+    reserved_bytes: int = RESERVED_BYTES  # of the GPU's, for training
 
     @property
     def in_memory(self) -> bool:
@@ -41,8 +42,8 @@ class Residency:
         if gpu is None:
             return f"Volumes: {size}, {self._told} ({free} free)"
         rule = (
-            f"GPU: {as_gb(gpu)} free, {as_gb(RESERVED_BYTES)} reserved for training, half of the rest, "
-            f"{as_gb(device_share(gpu))}, for volumes"
+            f"GPU: {as_gb(gpu)} free, {as_gb(self.reserved_bytes)} reserved for training, half of the rest, "
+            f"{as_gb(device_share(gpu, self.reserved_bytes))}, for volumes"
         )
         return f"Volumes: {size}, {self._told} ({free} free; {rule})"
 
@@ -61,29 +62,34 @@ def choose_residency(
     volume_bytes: int,
     free_bytes: int,
     device_free_bytes: int | None = None,
+    training_bytes: int = 0,
 ) -> Residency:
     """The wish, or for auto: the first place that has room, of GPU, memory and disk.
 
     The GPU has, where one runs the graph, if the volumes need at most half of what is free there beside
-    RESERVED_BYTES; memory, if they need at most half of what is free.
+    RESERVED_BYTES, or beside `training_bytes` where a step was measured to need more; memory, if they need
+    at most half of what is free.
     """
+    reserved = max(RESERVED_BYTES, training_bytes)
+    share = None if device_free_bytes is None else device_share(device_free_bytes, reserved)
     return Residency(
-        place=_roomy(volume_bytes, free_bytes, device_free_bytes) if wish == "auto" else wish,
+        place=_roomy(volume_bytes, free_bytes, share) if wish == "auto" else wish,
         volume_bytes=volume_bytes,
         free_bytes=free_bytes,
         device_free_bytes=device_free_bytes,
+        reserved_bytes=reserved,
     )
 
 
-def _roomy(needed: int, free: int, device_free: int | None) -> Place:
-    if device_free is not None and needed <= device_share(device_free):
+def _roomy(needed: int, free: int, share: int | None) -> Place:
+    if share is not None and needed <= share:
         return "device"
     return "memory" if needed <= FREE_SHARE * free else "disk"
 
 
-def device_share(free: int) -> int:
-    """Bytes that volumes may fill by themselves on a GPU that has `free` bytes free."""
-    return max(int(FREE_SHARE * (free - RESERVED_BYTES)), 0)
+def device_share(free: int, reserved: int) -> int:
+    """Bytes that volumes may fill on a GPU that has `free` bytes free, `reserved` of them for training."""
+    return max(int(FREE_SHARE * (free - reserved)), 0)
 
 
 def device_free_bytes(device_id: int) -> int:

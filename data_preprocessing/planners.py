@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_preprocessing.memory_budget import RESIDUAL, Reference
-from utils.contracts import Shape
+from data_preprocessing.memory_budget import RESIDUAL, Reference, count_elements
+from utils.contracts import Plan, Shape
 from utils.errors import UserError
 from utils.ranges import check_number
 from utils.storage import to_plain
@@ -161,6 +161,20 @@ class PlannerOptions:
         # Left out where they are usual: plans of programs without these options stay valid.
         kept = {name: value for name, value in plain.items() if name not in usual}
         return kept | {name: value for name, value in meant.items() if value != usual[name]}
+
+
+def estimated_memory_gb(plan: Plan, batch_size: int, *, encoder: str) -> float:
+    """What the planner's count of elements makes of a training step of `batch_size` cases, in GB.
+
+    `encoder` is the name of the one that is trained. A plan of an unknown planner counts as `default`.
+    """
+    planner = PLANNERS.get(plan.planner, PLANNERS["default"])
+    reference = planner.reference_for(plan.patch)
+    elements = count_elements(
+        plan.patch, plan.stages, len(plan.label_names), encoder=encoder, decoder_blocks=plan.decoder_blocks
+    )
+    share = elements * batch_size / (reference.elements * reference.batch_size)
+    return share * reference.memory_gb
 
 
 def check_options(options: PlannerOptions, configuration: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
 from data_preprocessing.msd_presets import Preset, published_preset, with_window
 from data_preprocessing.planners import Planner, PlannerOptions, check_options
+from data_preprocessing.shorter_patch import shorter_topology
 from data_preprocessing.topology import (
-    MIN_EDGE,
     Topology,
     nnunet_topology,
     nvidia_topology,
@@ -288,20 +288,13 @@ def _shrink_to_memory(topology: Topology, grid: Grid, options: PlannerOptions) -
     planner = options.chosen
     reference = planner.reference_for(topology.patch)
     while exceeds_memory(_elements(topology, grid, planner), reference, options.memory_gb):
-        patch = topology.patch
-        # The last axis wins a tie, as in nnU-Net; a flat patch has no first axis to shorten.
-        axes = (1, 2) if patch[0] == 1 else (0, 1, 2)
-        axis = max(axes, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
-        step = topology.divisor[axis]
-        # The divisor may change with the shorter patch; the step is the one that the shorter patch needs.
-        if patch[axis] > step:
-            step = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm).divisor[axis]
-        if patch[axis] - step < MIN_EDGE:
+        shorter = shorter_topology(topology, grid.median_shape, grid.spacing_mm)
+        if shorter is None:
             raise UserError(
-                f"No patch fits --gpu_memory_target_gb {options.memory_gb:g}: {patch} voxels are "
+                f"No patch fits --gpu_memory_target_gb {options.memory_gb:g}: {topology.patch} voxels are "
                 "too many, and a shorter patch has nothing left to pool. Raise --gpu_memory_target_gb."
             )
-        topology = nnunet_topology(_shortened(patch, axis, step), grid.spacing_mm)
+        topology = shorter
     return topology
 
 
@@ -319,11 +312,6 @@ def _given_patch(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
 
 def _nvidia(patch: Shape, grid: Grid, options: PlannerOptions) -> Topology:
     return nvidia_topology(patch, grid.spacing_mm, depth=options.depth, min_fmap=options.min_fmap)
-
-
-def _shortened(patch: Shape, axis: int, step: int) -> Shape:
-    depth, height, width = (edge - step if index == axis else edge for index, edge in enumerate(patch))
-    return depth, height, width
 
 
 def _rounded(shape: Sequence[float]) -> Shape:

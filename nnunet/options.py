@@ -140,6 +140,9 @@ class TrainingOptions:
     """Mixed precision: bfloat16 where the device has it, else float16 with loss scaling on CUDA."""
     compile: bool = False
     """Compile the network with torch.compile; falls back to plain execution where that fails."""
+    dry_step: Literal["auto", "on", "off"] = "auto"
+    """Before training, measure the memory of a step on random voxels; where it does not fit, batch, then
+    patch are lowered until it does. auto: on a GPU."""
     save_ckpt: bool = True
     """Write <results>/checkpoints/last.ckpt and the best epoch=N.ckpt; a fresh start replaces those there."""
     resume_training: bool = False

@@ -161,21 +161,27 @@ def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> Samp
     )
 
 
-def residency_of(options: RunOptions, entries: Sequence[Entry], shard: Shard) -> Residency:
-    """Where the volumes are kept: on the GPU, if one runs the graph, in memory, or nowhere."""
+def residency_of(
+    options: RunOptions, entries: Sequence[Entry], shard: Shard, training_bytes: int = 0
+) -> Residency:
+    """Where the volumes are kept: on the GPU, if one runs the graph, in memory, or nowhere.
+
+    `training_bytes` of the GPU are known to be needed for training.
+    """
     gpu = None if shard.on_host else shard.device_id
     return choose_residency(
         options.loader.residency,
         volume_bytes=volume_bytes(entries),
         free_bytes=free_bytes(),
         device_free_bytes=None if gpu is None else device_free_bytes(gpu),
+        training_bytes=training_bytes,
     )
 
 
 def build_training_loader(
-    options: RunOptions, fold: FoldCases, num_outputs: int, shard: Shard
+    options: RunOptions, fold: FoldCases, num_outputs: int, shard: Shard, training_bytes: int = 0
 ) -> TrainingLoader:
-    """The augmented patches of the fold's training cases."""
+    """The augmented patches of the fold's training cases; `training_bytes` as in `residency_of`."""
     rule = sampling_rule(options, fold, shard.world_size)
     entries = training_entries(options, fold)
     return TrainingLoader(
@@ -183,7 +189,7 @@ def build_training_loader(
         rule,
         build_recipe(options.loader.augment, fold.plan),
         target_rule(fold.plan, output_shapes(fold.plan, num_outputs)),
-        _with_volumes(shard, entries, residency_of(options, entries, shard)),
+        _with_volumes(shard, entries, residency_of(options, entries, shard, training_bytes)),
     )
 
 
@@ -207,10 +213,10 @@ def build_volume_loader(options: RunOptions, fold: FoldCases, shard: Shard) -> V
     return VolumeLoader(entries, target_rule(fold.plan, (fold.plan.patch,)), shard)
 
 
-def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingParts:
-    """Loaders, network, loss and module of one fold."""
-    architecture = _architecture(options, fold.plan)
-    loader = build_training_loader(options, fold, architecture.num_outputs, shard)
+def build_parts(options: RunOptions, fold: FoldCases, shard: Shard, training_bytes: int = 0) -> TrainingParts:
+    """Loaders, network, loss and module of one fold; `training_bytes` as in `residency_of`."""
+    architecture = trained_architecture(options, fold.plan)
+    loader = build_training_loader(options, fold, architecture.num_outputs, shard, training_bytes)
     volumes = build_volume_loader(options, fold, shard) if fold.validation else None
     network = MultiTaskUNet(fold.plan, architecture)
     start = None
@@ -218,6 +224,19 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
         start = with_preparation(load_fitting(options.ckpt_path, network), fold.plan)
     held_out = [case.case_id for case in fold.validation]
     seen_before = () if start is None else refuse_seen(start, fold.plan.dataset, held_out)
+    settings = module_settings(options, fold, len(loader), seen_before)
+    module = build_module(options, fold, network, architecture, settings)
+    return TrainingParts(loader=loader, volumes=volumes, module=module, warm_start=start)
+
+
+def build_module(
+    options: RunOptions,
+    fold: FoldCases,
+    network: MultiTaskUNet,
+    architecture: Architecture,
+    settings: ModuleSettings,
+) -> MultiTaskModule:
+    """The network with what of it learns, its loss and optimiser."""
     choose_learning(network, fold.plan, options.training)
     loss = build_loss(
         options.loss,
@@ -225,13 +244,11 @@ def build_parts(options: RunOptions, fold: FoldCases, shard: Shard) -> TrainingP
         drawn_evenly=options.loader.balance_classes,
         segmentation_learns=options.training.segmentation_learns,
     )
-    settings = module_settings(options, fold, len(loader), seen_before)
     arranged = arrange(network, options.network.layout)
-    module = MultiTaskModule(arranged, loss, fold.plan, architecture, settings)
-    return TrainingParts(loader=loader, volumes=volumes, module=module, warm_start=start)
+    return MultiTaskModule(arranged, loss, fold.plan, architecture, settings)
 
 
-def _architecture(options: RunOptions, plan: Plan) -> Architecture:
+def trained_architecture(options: RunOptions, plan: Plan) -> Architecture:
     """That of the options, without a branch where the segmentation alone is learned."""
     refuse_other_class_count(plan)
     architecture = architecture_of(options.network, plan)

@@ -16,8 +16,8 @@ from utils.options import parse
 from utils.storage import to_plain, write_json
 
 if TYPE_CHECKING:
-    from scripts.benchmark_processes import Team
     from scripts.benchmark_result import Result
+    from scripts.process_team import Team
 
 DESCRIPTION = "Measure how fast this machine makes patches, trains, predicts or preprocesses."
 

@@ -20,10 +20,11 @@ from scripts import benchmark_record as records
 from scripts.assemble import build_training_loader
 from scripts.benchmark_meter import metered
 from scripts.benchmark_operators import operator_costs
-from scripts.benchmark_processes import ALONE, Team, machine_of, run_options_of
+from scripts.benchmark_processes import machine_of, run_options_of
 from scripts.fold_data import FoldCases, prepared_folder, read_fold
 from scripts.named_plans import find_plan
 from scripts.process_place import shard_of
+from scripts.process_team import ALONE, Team
 from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, Plan
 from utils.errors import UserError

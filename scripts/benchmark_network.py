@@ -23,9 +23,10 @@ from nnunet.training.trainer import precision_of
 from scripts.benchmark_device import MS_PER_S, arithmetic_of, matrix_peaks
 from scripts.benchmark_loader import LoaderWork, cases_of, plan_of_work
 from scripts.benchmark_options import SYNTHETIC
-from scripts.benchmark_processes import Team, machine_of
+from scripts.benchmark_processes import machine_of
 from scripts.benchmark_result import Arithmetic, NetworkSettings
 from scripts.fold_data import FoldCases
+from scripts.process_team import Team
 from scripts.trained_plan import architecture_of, trained_plan
 from utils.contracts import Batch, IntensityStats, ModelOutput, Plan, Shape
 from utils.errors import EnvironmentFault, UserError
@@ -159,7 +160,8 @@ def synthetic_batch(work: NetworkWork, seed: int) -> Batch:
     most, channels, kind = plan.num_labels + marks_ignored, 1, torch.int16
     if plan.regions:
         most, channels, kind = 2, len(plan.regions) + marks_ignored, torch.uint8
-    image = torch.randn(size, plan.num_channels, *plan.patch, generator=generator, device=work.device)
+    channels_in = plan.num_channels + plan.prior_labels
+    image = torch.randn(size, channels_in, *plan.patch, generator=generator, device=work.device)
     ones = torch.ones(size, device=work.device)
     return Batch(
         image=work.arranged(image),

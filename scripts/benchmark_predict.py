@@ -27,9 +27,9 @@ from scripts.benchmark_network import (
     network_work,
     settings_of,
 )
-from scripts.benchmark_processes import ALONE, Team
 from scripts.benchmark_result import NetworkMemory, NvidiaPrediction, PredictRecord, VolumeSpeed
 from scripts.fold_data import FoldCases
+from scripts.process_team import ALONE, Team
 from utils.contracts import Batch, ModelOutput, Shape
 from utils.errors import UserError
 from utils.storage import read_array

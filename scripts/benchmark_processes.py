@@ -1,56 +1,20 @@
-"""The processes that measure together: how they start, their places, and what they tell each other."""
+"""The processes that measure together, and the run that their measurement stands for."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, final
+from dataclasses import replace
 
 import torch
-from lightning_fabric import Fabric
 from torch import distributed
 
 from nnunet.training.trainer import Machine, choose_machine
 from scripts.benchmark_options import BenchmarkOptions
 from scripts.process_place import shard_of
+from scripts.process_team import Team, connected
 from scripts.run_options import RunOptions
 from utils.affinity import resolve_choice, set_affinity
-from utils.errors import EnvironmentFault
-from utils.run_log import say
-
-T = TypeVar("T")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Team:
-    """This process's place among those that measure at the same time."""
-
-    rank: int = 0
-    size: int = 1
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
-            distributed.barrier()
-
-    def gather(self, found: T) -> list[T]:
-        """What every process found, by rank."""
-        if self.size == 1:
-            return [found]
-        everyone: list[Any] = [None] * self.size
-        distributed.all_gather_object(everyone, found)
-        return everyone
-
-    def say(self, message: str) -> None:
-        """One process speaks for all."""
-        if self.rank == 0:
-            say(message)
-
-
-ALONE = Team()
 
 
 def run_options_of(options: BenchmarkOptions, steps: int = 0) -> RunOptions:
@@ -87,31 +51,12 @@ def started_team(options: BenchmarkOptions) -> Iterator[Team]:
     machine = machine_of(options)
     shard = shard_of(run_options_of(options), machine)
     team = Team(rank=shard.rank, size=shard.world_size)
-    if team.size > 1:
-        _connect(team, machine)
-    _bind_to_processors(options, shard.device_id, team)
-    yield team
-    if team.size > 1:
-        team.wait()  # nobody leaves while another still counts on it
-        distributed.destroy_process_group()
-
-
-def _connect(team: Team, machine: Machine) -> None:
-    for name in ("pytorch_lightning", "lightning_fabric"):  # their greetings
-        logging.getLogger(name).setLevel(logging.WARNING)
-    fabric = Fabric(
-        accelerator="gpu" if machine.device == "cuda" else "cpu",
-        devices=machine.gpus,
-        num_nodes=machine.nodes,
-        strategy="ddp",
-    )
-    fabric.launch()
-    if (fabric.global_rank, fabric.world_size) != (team.rank, team.size):
-        raise EnvironmentFault(
-            f"Lightning runs this process as rank {fabric.global_rank} of {fabric.world_size}, but its "
-            f"launcher numbered it {team.rank} of {team.size}. Give --gpus and --nodes as the launcher has "
-            "them."
-        )
+    with connected(team, machine):
+        _bind_to_processors(options, shard.device_id, team)
+        yield team
+        if team.size > 1:
+            team.wait()  # nobody leaves while another still counts on it
+            distributed.destroy_process_group()
 
 
 def _bind_to_processors(options: BenchmarkOptions, device_id: int | None, team: Team) -> None:

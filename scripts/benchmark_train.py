@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet.inference.sliding_window import WindowRule
+from nnunet.options import OptimiserOptions
 from nnunet.training.module import ModuleSettings, MultiTaskModule, guide_of
 from nnunet.training.optimisers import build_optimiser, parameter_groups, set_learning_rate
 from scripts import benchmark_record as records
@@ -27,8 +28,8 @@ from scripts.benchmark_network import (
     network_work,
     settings_of,
 )
-from scripts.benchmark_processes import ALONE, Team
 from scripts.benchmark_result import NetworkMemory, NvidiaTraining, TrainRecord
+from scripts.process_team import ALONE, Team
 from utils.contracts import Batch, ModelOutput
 from utils.timing import summarise
 from utils.usage import Usage, usage_now
@@ -104,17 +105,27 @@ def training_step(work: NetworkWork, options: BenchmarkOptions, team: Team = ALO
         ),
     ).to(work.device)
     module.train()
+    return step_of(work, module, options.optimiser, _forward(module, options, team))
+
+
+def step_of(
+    work: NetworkWork,
+    module: MultiTaskModule,
+    optimiser: OptimiserOptions,
+    forward: Callable[..., ModelOutput],
+) -> TrainingStep:
+    """The step of a module on its device, with an optimiser and a loss scale as under Lightning."""
     is_scaled = work.half == torch.float16
     return TrainingStep(
         work=work,
         module=module,
-        forward=_forward(module, options, team),
+        forward=forward,
         # As in MultiTaskModule.configure_optimizers.
         optimiser=build_optimiser(
-            parameter_groups(module.network, module.loss), options.optimiser, fused=not is_scaled
+            parameter_groups(module.network, module.loss), optimiser, fused=not is_scaled
         ),
         scaler=torch.amp.GradScaler(work.device, enabled=is_scaled),
-        clip=options.optimiser.gradient_clip_val,
+        clip=optimiser.gradient_clip_val,
     )
 
 

@@ -24,6 +24,8 @@ def resolved_options(options: RunOptions, plan: Plan, parts: TrainingParts, mach
     found = _of_loading(options, plan, parts) | _of_learning(options, plan, parts)
     if options.device == "auto":
         found["device"] = (machine.device, "machine")
+    if options.training.dry_step == "auto":
+        found["dry_step"] = ("on" if machine.device == "cuda" else "off", "device")
     return found
 
 

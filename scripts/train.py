@@ -26,8 +26,10 @@ from utils.splits import write_folds
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
+    from data_loading.loader import Shard
     from nnunet.training.trainer import Machine
     from scripts.assemble import TrainingParts
+    from scripts.dry_step import Fitted
     from scripts.fold_data import FoldCases
 
 DESCRIPTION = (
@@ -53,12 +55,8 @@ HARMLESS_WARNINGS = (
 def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     """Train, validate, and return the path of the best checkpoint; `origins` says who set which option."""
     # Imported here: --help must not wait for torch.
-    from data_loading.data_module import DataModule
-    from nnunet.training import trainer as training
-    from nnunet.training.divergence import refuse_diverged
-    from scripts.assemble import build_parts, start_lines, summary
+    from scripts.dry_step import dry_team, fit_to_devices
     from scripts.process_place import shard_of
-    from scripts.resolved_options import logged_options, option_lines, resolved_options
 
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
@@ -69,19 +67,41 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     fold = fold_of(options)
     shard = shard_of(options, machine)
     _bind_to_processors(options, shard.device_id)
-    parts = build_parts(options, fold, shard)
-    resolved = resolved_options(options, fold.plan, parts, machine)
+    with dry_team(options, machine, shard) as team:
+        fitted = fit_to_devices(options, fold, shard, team, resume)
+        return _fit(options, origins, fitted, machine, shard, resume)
+
+
+def _fit(
+    options: RunOptions,
+    origins: Mapping[str, str],
+    fitted: Fitted,
+    machine: Machine,
+    shard: Shard,
+    resume: Path | None,
+) -> Path:
+    """Train what fits the devices; the log keeps the options as they were given."""
+    from data_loading.data_module import DataModule
+    from nnunet.training import trainer as training
+    from nnunet.training.divergence import refuse_diverged
+    from scripts.assemble import build_parts, start_lines, summary
+    from scripts.resolved_options import logged_options, option_lines, resolved_options
+
+    fold = fitted.fold
+    parts = build_parts(fitted.options, fold, shard, fitted.device_bytes)
+    resolved = resolved_options(fitted.options, fold.plan, parts, machine) | fitted.resolved()
     if shard.rank == 0:
         say(f"Training on {machine.device}: {summary(fold, parts)}. Results: {options.results}")
         for line in [*start_lines(parts), *option_lines(options, origins, resolved)]:
             say(line)
     with RunLog(options.results / options.logname, shard.rank) as run_log:
         start = {} if parts.warm_start is None else {"warm_start": parts.warm_start.to_log()}
-        run_log.log("PARAMETER", logged_options(options, origins, resolved) | start)
+        run_log.log("PARAMETER", logged_options(options, origins, resolved) | start | fitted.to_log())
         if shard.rank == 0 and fold.folds:
             write_folds(options.results / SPLITS, fold.folds)
         callbacks = _callbacks(options, parts, run_log, has_validation=bool(fold.validation))
         clip = options.optimiser.gradient_clip_val
+        callbacks += fitted.callbacks()
         trainer = training.build_trainer(options.training, options.store, machine, clip, callbacks)
         training.check_ranks(trainer, rank=shard.rank, world_size=shard.world_size)
         if resume is None and trainer.is_global_zero:

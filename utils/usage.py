@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+CLEAR_FILE = Path("/proc/self/clear_refs")
+FORGET_PEAK = "5"  # what proc(5) has written to it
 IO_FILE = Path("/proc/self/io")
 STATUS_FILE = Path("/proc/self/status")
 BYTES_PER_KIB = 1024
@@ -57,6 +59,15 @@ def peak_resident_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * BYTES_PER_KIB
     return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak_resident() -> bool:
+    """From now on the peak of resident memory is counted anew; False where the system cannot do that."""
+    try:
+        CLEAR_FILE.write_text(FORGET_PEAK, encoding="utf-8")
+    except OSError:  # not Linux, or a container that forbids it
+        return False
+    return True
 
 
 def _account() -> dict[str, int]:

@@ -61,6 +61,18 @@ def test_volumes_lie_on_the_gpu_if_half_of_what_training_leaves_holds_them(
 
 
 @pytest.mark.parametrize(
+    ("training_bytes", "place"), [(RESERVED_BYTES - 1, "device"), (RESERVED_BYTES + 1, "memory")]
+)
+def test_a_measured_step_that_needs_more_than_usual_has_its_room_reserved(
+    training_bytes: int, place: str
+) -> None:
+    needs = {"volume_bytes": 50, "free_bytes": 200, "device_free_bytes": RESERVED_BYTES + 100}
+    choice = choose_residency("auto", training_bytes=training_bytes, **needs)
+    assert choice.place == place
+    assert choice.reserved_bytes == max(training_bytes, RESERVED_BYTES)
+
+
+@pytest.mark.parametrize(
     ("gpu_free", "told"),
     [
         (

@@ -14,9 +14,10 @@ from scripts import benchmark, benchmark_device, benchmark_predict
 from scripts import benchmark_network as networks
 from scripts import benchmark_train as training
 from scripts.benchmark_options import BenchmarkOptions, with_synthetic_data
-from scripts.benchmark_processes import ALONE, machine_of, started_team
+from scripts.benchmark_processes import machine_of, started_team
 from scripts.benchmark_refusals import refuse_impossible
 from scripts.benchmark_result import check_result
+from scripts.process_team import ALONE
 from utils.errors import EnvironmentFault, UserError
 from utils.options import parse
 from utils.run_log import read_log

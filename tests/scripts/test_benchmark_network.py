@@ -21,9 +21,9 @@ from scripts import benchmark_train as training
 from scripts.benchmark_device import DeviceClock, largest_memory, matrix_peaks
 from scripts.benchmark_options import BenchmarkOptions
 from scripts.benchmark_predict import Passes, Volumes, nvidia_prediction, synthetic_shape, volume_speed
-from scripts.benchmark_processes import Team
 from scripts.benchmark_refusals import refuse_impossible
 from scripts.benchmark_report import metrics_of
+from scripts.process_team import Team
 from utils.contracts import Batch, Plan
 from utils.errors import DatasetError, EnvironmentFault, UserError
 from utils.options import parse

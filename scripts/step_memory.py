@@ -74,6 +74,7 @@ class HostGauge:
         """The machine now; the growth is counted from here."""
         memory = read_memory()
         known = [size for size in (memory.total_bytes, memory.container_limit_bytes) if size is not None]
+        psutil.heap_trim()  # what an earlier step has freed is no room that this one takes for nothing
         self.resident = int(psutil.Process().memory_info().rss)
         self.is_counted = forget_peak_resident()
         return StepMemory(device="this machine", total=min(known, default=None), free=free_bytes())

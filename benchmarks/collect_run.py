@@ -25,7 +25,12 @@ PACKAGES = ("torch", "nvidia-dali-cuda120", "pytorch-lightning", "numpy")
 def collect(results: Path) -> dict[str, Any]:
     """What a reader needs to judge the run and to repeat it."""
     lines = [line for line in read_log(results / "logs.json") if line["type"] == "LOG"]
-    options = next(line["data"] for line in lines if line["step"] == "PARAMETER")
+    options = dict(next(line["data"] for line in lines if line["step"] == "PARAMETER"))
+    # Files are named without the folders of one machine.
+    if "warm_start" in options:
+        start = options["warm_start"]
+        options["warm_start"] = {**start, "checkpoint": Path(start["checkpoint"]).name}
+    options["origins"] = {name: Path(source).name for name, source in options.get("origins", {}).items()}
     final = read_json(results / "final_metrics.json")
     final.pop("checkpoint", None)
     return {

@@ -82,6 +82,8 @@ def compare(folders: Mapping[str, Path]) -> dict[str, Any]:
     """The file's content: options that all share, and per run the others, its scores and its curve."""
     runs = {name: collect(folder) for name, folder in folders.items()}
     tables = {name: read_dice(folder) for name, folder in folders.items()}
+    for run in runs.values():
+        run["options"].pop("origins")  # where an option came from changes no result
     options = [run["options"] for run in runs.values()]
     shared = {
         option: value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.collect_run import collect
 from benchmarks.compare_runs import dice_difference, main, parse_run, read_dice
 from utils.errors import DatasetError, UserError
 from utils.storage import read_json, write_json
@@ -29,14 +30,27 @@ def make_run(folder: Path, rate: float, dice: dict[str, str], macro_f1: float | 
         }
     final = {"classification": classes} if classes else {}
     write_json(folder / "final_metrics.json", final)
+    parameters = {
+        "seed": 1,
+        "learning_rate": rate,
+        "results": "there",
+        "origins": {"seed": str(folder / "common.toml"), "learning_rate": "command line"},
+        "warm_start": {"checkpoint": str(folder / "last.ckpt"), "loaded": 3},
+    }
     lines = [
-        {"type": "LOG", "step": "PARAMETER", "data": {"seed": 1, "learning_rate": rate, "results": "there"}},
+        {"type": "LOG", "step": "PARAMETER", "data": parameters},
         {"type": "LOG", "step": [1], "data": {"seconds": 2.0}},
     ]
     text = "".join(f"DLLL {json.dumps(line)}\n" for line in lines)
     (folder / "logs.json").write_text(text)
 
     return folder
+
+
+def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
+    options = collect(make_run(tmp_path / "run", 0.1, {"a": "0.5"}, None))["options"]
+    assert options["origins"] == {"seed": "common.toml", "learning_rate": "command line"}
+    assert options["warm_start"] == {"checkpoint": "last.ckpt", "loaded": 3}
 
 
 def test_dice_is_paired_case_by_case() -> None:
@@ -78,7 +92,7 @@ def test_shared_options_stand_once_and_others_beside_their_run(
     main(["--out", str(out), "--note", "both", f"alone={alone}", f"joint={joint}"])
     content = read_json(out)
     assert content["note"] == "both"
-    assert content["shared_options"] == {"seed": 1}
+    assert content["shared_options"]["seed"] == 1
     first, second = content["runs"]
     assert (first["options"], second["options"]) == ({"learning_rate": 0.1}, {"learning_rate": 0.2})
     assert "macro_f1" not in first

@@ -23,8 +23,7 @@ from utils.errors import DatasetError
 from utils.prepared_folder import MANIFEST, complete_case_ids, remove_case
 from utils.storage import file_hash, read_record, to_plain, write_json
 
-LARGEST_SHARE = "largest share"  # who wins a voxel where labels are interpolated in torch's ways
-FORMAT_VERSION = 1  # raised whenever the same input and plan give other arrays
+FORMAT_VERSION = 2  # raised whenever the same input and plan give other arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +166,8 @@ def data_rules(plan: Plan) -> dict[str, Any]:
         "foreground_channel": plan.foreground_channel,
         "ignore_label": plan.ignore_label,
     }
-    # Cases of programs that knew the usual way only stay valid; those whose labels were interpolated beside
-    # torch's images by the rule of the usual way do not.
-    return (
-        rules
-        if plan.resampling == CUBIC
-        else rules | {"resampling": plan.resampling, "labels": LARGEST_SHARE}
-    )
+    # Left out where it is the usual one, so that the hash is the one of programs that knew no other.
+    return rules if plan.resampling == CUBIC else rules | {"resampling": plan.resampling}
 
 
 def volume_differences(plan: Plan, other: Plan) -> tuple[str, ...]:

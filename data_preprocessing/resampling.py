@@ -28,7 +28,7 @@ ANISOTROPY_LIMIT = (
 NEGLIGIBLE_WEIGHT = 1e-7  # a cubic spline weight falls by 0.27 per voxel; smaller ones are below float32
 BLOCK_ROWS = 64  # output rows per product, so that far zeros of the matrix are not multiplied
 TIE = 1e-5  # shares this close are the same; the margin keeps exact ties independent of rounding
-HALF = 0.5 - TIE  # share that wins a voxel
+HALF = 0.5 - TIE  # share of a voxel that makes it the nearest
 IMAGE_ORDER, LABEL_ORDER = 3, 1
 CUBIC = "scipy"  # of the ways to resample images, the one that is not linear
 ALL_AXES = "torch"  # the one that never resamples an axis apart
@@ -186,11 +186,11 @@ def _resample_linearly(volume: np.ndarray, new_shape: Shape, coarse: int | None)
 def resample_label(
     label: np.ndarray, new_shape: Shape, *, coarse: int | None = None, resampling: str = CUBIC
 ) -> np.ndarray:
-    """Linear interpolation of the mask of each label in (D, H, W); the winner takes the voxel.
+    """Linear interpolation of the mask of each label in (D, H, W); the largest share takes the voxel.
 
-    Beside splines a label wins where its share reaches one half: of two that tie the higher one, and where
-    none does, 0. In the ways of torch the largest share wins, of equal ones the lowest label. Both rules are
-    nnU-Net's.
+    Of labels with equal shares the one of the nearest voxel wins, and the lowest where that is none of them;
+    beside images that torch resampled always the lowest. Both are nnU-Net's ways (with batchgenerators
+    0.25.5: before, a label won from one half on, and a voxel where three met could stay empty).
     """
     if label.shape == tuple(new_shape):
         return label
@@ -198,12 +198,10 @@ def resample_label(
     depth, height, width = (
         _linear_taps(size, new_size) for size, new_size in zip(label.shape, plane_shape, strict=True)
     )
-    elect = _label_of_half if resampling == CUBIC else _label_of_most
     planes = np.empty(plane_shape, dtype=label.dtype)
-    for place in range(plane_shape[0]):
-        near = label[depth.lower[place]]
-        far = label[depth.upper[place]]
-        _draw_plane(near, far, float(depth.share[place]), (height, width), planes[place], elect)
+    for place, share in enumerate(depth.share):
+        near, far = label[depth.lower[place]], label[depth.upper[place]]
+        _draw_plane((near, far), float(share), (height, width), planes[place], resampling)
     return _stretch(planes, new_shape, coarse)
 
 
@@ -229,15 +227,14 @@ def _linear_taps(size: int, new_size: int) -> _Taps:
 
 
 def _draw_plane(
-    near: np.ndarray,
-    far: np.ndarray,
+    planes: tuple[np.ndarray, np.ndarray],
     share_of_far: float,
     axes: tuple[_Taps, _Taps],
     result: np.ndarray,
-    elect: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    resampling: str,
 ) -> None:
-    """One new plane between two old ones (H, W): a vote of eight voxels where they are not all the same."""
-    height, width = axes
+    """A new plane between two old ones (H, W): a vote of eight voxels where they are not all the same."""
+    (near, far), (height, width) = planes, axes
     np.take(near[height.lower], width.lower, axis=1, out=result)
     mixed = _mixed_cells(near, far)
     rows = np.flatnonzero(np.logical_or.reduce(mixed, axis=1)[height.lower])
@@ -252,8 +249,9 @@ def _draw_plane(
             for column, share in ((width.lower[x], 1 - width.share[x]), (width.upper[x], width.share[x])):
                 values.append(plane[row, column])
                 shares.append(part * row_share * share)
-    around = np.stack(values)
-    result[y, x] = elect(around, _summed_shares(around, np.stack(shares)))
+    # The voxels are counted as binary digits: far or near, lower or upper row, left or right column.
+    nearest = 4 * (share_of_far >= HALF) + 2 * (height.share[y] >= HALF) + (width.share[x] >= HALF)
+    result[y, x] = _elect(np.stack(values), np.stack(shares), nearest if resampling == CUBIC else None)
 
 
 def _mixed_cells(near: np.ndarray, far: np.ndarray) -> np.ndarray:
@@ -266,26 +264,23 @@ def _mixed_cells(near: np.ndarray, far: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _summed_shares(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """For each of the (8, n) voxels around a point the shares of all that have its label."""
+def _elect(values: np.ndarray, shares: np.ndarray, nearest: np.ndarray | None) -> np.ndarray:
+    """The winner at each of n points among (8, n) voxels with their shares.
+
+    Of labels that tie the one of the voxel with the index `nearest` (n,), else the lowest.
+    """
     total = shares.copy()
     for one in range(len(values)):
         for other in range(one):
-            same = values[one] == values[other]
-            total[one] += same * shares[other]
-            total[other] += same * shares[one]
-    return total
-
-
-def _label_of_half(values: np.ndarray, total: np.ndarray) -> np.ndarray:
-    lowest = np.iinfo(values.dtype).min
-    winner = np.where(total >= HALF, values, lowest).max(axis=0)
-    return np.where(winner == lowest, 0, winner)
-
-
-def _label_of_most(values: np.ndarray, total: np.ndarray) -> np.ndarray:
-    highest = np.iinfo(values.dtype).max
-    return np.where(total >= total.max(axis=0) - TIE, values, highest).min(axis=0)
+            is_same = values[one] == values[other]
+            total[one] += is_same * shares[other]
+            total[other] += is_same * shares[one]
+    leads = total >= total.max(axis=0) - TIE
+    lowest = np.where(leads, values, np.iinfo(values.dtype).max).min(axis=0)
+    if nearest is None:
+        return lowest
+    points = np.arange(nearest.size)
+    return np.where(leads[nearest, points], values[nearest, points], lowest)
 
 
 def resample_probability(probability: Tensor, new_shape: Shape, *, coarse: int | None = None) -> Tensor:

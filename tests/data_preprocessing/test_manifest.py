@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data_preprocessing.manifest import (
+    FORMAT_VERSION,
     Manifest,
     current_inputs,
     describe_inputs,
@@ -51,7 +52,9 @@ def raw_case(folder: Path, name: str) -> RawCase:
 
 def manifest_of(*cases: RawCase) -> Manifest:
     inputs = tuple(describe_inputs(case) for case in cases)
-    return Manifest(version=1, mode="training", dtype="float16", rules="r", planner="p", cases=inputs)
+    return Manifest(
+        version=FORMAT_VERSION, mode="training", dtype="float16", rules="r", planner="p", cases=inputs
+    )
 
 
 def finish(folder: Path, *names: str) -> None:

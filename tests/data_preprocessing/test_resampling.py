@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from data_preprocessing.geometry import as_shape
 from data_preprocessing.resampling import (
     axis_weights,
     coarse_axis,
@@ -30,51 +31,64 @@ def test_images_equal_the_cubic_spline_of_scipy_clipped_to_the_range(old: tuple,
     np.testing.assert_allclose(resample_image(volume[None], new)[0], expected, atol=1e-4)
 
 
+def voted(label: np.ndarray, new: tuple[int, ...], *, way: str) -> np.ndarray:
+    """The label with the largest share of one linear map per label; of equal ones the nearest voxel's.
+
+    In torch's ways the lowest.
+    """
+    values = np.unique(label)
+    shares = np.stack([zoomed(label == value, new, order=1) for value in values])
+    leads = shares >= shares.max(axis=0) - 1e-5
+    lowest = values[leads.argmax(axis=0)]
+    if way != "scipy":
+        return lowest
+    middles = [(np.arange(size) + 0.5) * old / size - 0.5 for old, size in zip(label.shape, new, strict=True)]
+    places = [
+        np.clip(np.floor(middle + 0.5 + 1e-5).astype(int), 0, old - 1)
+        for middle, old in zip(middles, label.shape, strict=True)
+    ]
+    nearest = label[np.ix_(*places)]
+    is_among = (leads & (values[:, None, None, None] == nearest)).any(axis=0)
+    return np.where(is_among, nearest, lowest)
+
+
+@pytest.mark.parametrize("way", ["scipy", "torch"])
 @pytest.mark.parametrize(("old", "new"), SHAPES)
-def test_labels_equal_one_linear_map_per_label_with_the_later_one_winning(old: tuple, new: tuple) -> None:
+def test_labels_equal_one_linear_map_per_label_of_which_the_largest_wins(
+    old: tuple, new: tuple, way: str
+) -> None:
     label = np.random.default_rng(0).integers(-1, 3, old).astype(np.int16)
-    expected = np.zeros(new, dtype=np.int16)
-    for value in np.unique(label):
-        expected[zoomed(label == value, new, order=1) >= 0.5 - 1e-5] = value
-    np.testing.assert_array_equal(resample_label(label, new), expected)
+    np.testing.assert_array_equal(resample_label(label, new, resampling=way), voted(label, new, way=way))
 
 
+@pytest.mark.parametrize("way", ["scipy", "torch"])
 @pytest.mark.parametrize(("old", "new"), SHAPES)
-def test_smooth_labels_too_equal_one_linear_map_per_label(old: tuple, new: tuple) -> None:
+def test_smooth_labels_are_voted_on_as_well(old: tuple, new: tuple, way: str) -> None:
     generator = np.random.default_rng(1)
     fields = [ndimage.gaussian_filter(generator.normal(size=old), 2) for _ in range(4)]
     label = (np.stack(fields).argmax(axis=0) - 1).astype(np.int16)
-    expected = np.zeros(new, dtype=np.int16)
-    for value in np.unique(label):
-        expected[zoomed(label == value, new, order=1) >= 0.5 - 1e-5] = value
-    np.testing.assert_array_equal(resample_label(label, new), expected)
-
-
-@pytest.mark.parametrize(("old", "new"), SHAPES)
-def test_in_the_ways_of_torch_the_label_with_the_largest_share_wins(old: tuple, new: tuple) -> None:
-    label = np.random.default_rng(0).integers(-1, 3, old).astype(np.int16)
-    values = np.unique(label)
-    shares = np.stack([zoomed(label == value, new, order=1) for value in values])
-    # The first, and so the lowest, of those that are equal but for rounding.
-    expected = values[(shares >= shares.max(axis=0) - 1e-5).argmax(axis=0)]
-    np.testing.assert_array_equal(resample_label(label, new, resampling="torch"), expected)
+    np.testing.assert_array_equal(resample_label(label, new, resampling=way), voted(label, new, way=way))
 
 
 @pytest.mark.parametrize(
-    ("label", "scipy", "torch"),
+    ("label", "nearest", "lowest"),
     [
-        ([[[3, 1]]], 3, 1),  # two that tie
-        ([[[1, 2], [3, 4]]], 0, 1),  # four that tie: none reaches one half
+        ([[[3, 1]]], 1, 1),  # half-way between two voxels the upper one is the nearest
+        ([[[1, 3]]], 3, 1),
+        ([[[2, 2], [1, 3]]], 2, 2),  # half of the voxel, against a quarter each
+        ([[[2, 2], [1, 1]]], 1, 1),
+        ([[[1, 1], [2, 2]]], 2, 1),
+        ([[[4, 2], [3, 1]]], 1, 1),  # four equal shares: nothing stays empty
+        ([[[1, 1], [0, 5]], [[0, 0], [1, 7]]], 0, 0),  # the nearest is none of the two that lead
     ],
 )
-def test_each_way_has_its_own_winner_of_a_tie(label: list, scipy: int, torch: int) -> None:
+def test_the_winner_of_a_voxel_between_others(label: list, nearest: int, lowest: int) -> None:
     old = np.array(label, dtype=np.int16)
-    depth, height, width = old.shape
-    # The middle one of three voxels lies half-way between the two that it is made of.
-    new = (depth, 2 * height - 1, 2 * width - 1)
-    middle = (0, height - 1, width - 1)
-    assert resample_label(old, new)[middle] == scipy
-    assert resample_label(old, new, resampling="torch")[middle] == torch
+    # Along each axis the middle one of three voxels lies half-way between two.
+    new = as_shape(2 * size - 1 for size in old.shape)
+    middle = tuple(size - 1 for size in old.shape)
+    assert resample_label(old, new)[middle] == nearest
+    assert resample_label(old, new, resampling="torch")[middle] == lowest
 
 
 def test_an_unchanged_shape_returns_the_very_same_array() -> None:

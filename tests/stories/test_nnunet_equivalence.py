@@ -27,10 +27,16 @@ IDENTIFIER = "nnUNetPlans_3d_fullres"
 
 
 @pytest.fixture
-def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three cases in single precision."""
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three raw cases."""
     monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 1000)
-    return prepare(write_dataset(tmp_path), "--dtype", "float32")
+    return write_dataset(tmp_path)
+
+
+@pytest.fixture
+def ours(data: Path) -> Path:
+    """They in single precision."""
+    return prepare(data, "--dtype", "float32")
 
 
 @pytest.fixture
@@ -43,6 +49,11 @@ def peer(tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
     folder = tmp_path / "Dataset007_Made"
     (folder / IDENTIFIER).mkdir(parents=True)
+    write_peer(folder, ours)
+    return folder
+
+
+def write_peer(folder: Path, ours: Path) -> None:
     write_json(folder / "nnUNetPlans.json", peer_plans(read_plan(ours)))
     found = read_record(Fingerprint, ours / FINGERPRINT)
     described = {"shapes_after_crop": found.shapes, "spacings": found.spacings_mm}
@@ -50,7 +61,6 @@ def peer(tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_json(folder / peers.FINGERPRINT, described | relative)
     for case in list_prepared(ours):
         write_peer_case(folder / IDENTIFIER, case)
-    return folder
 
 
 def peer_plans(plan: Plan) -> dict[str, Any]:
@@ -131,6 +141,7 @@ def test_the_same_content_in_both_formats_is_equal(ours: Path, peer: Path) -> No
         "largest_mean_difference": 0.0,
         "voxels": 3 * 20 * 22 * 18,
         "label_voxels_that_differ": 0,
+        "label_voxels_that_tie": 0,
     }
 
 
@@ -143,6 +154,23 @@ def test_one_other_voxel_of_an_image_and_of_a_label_are_found(ours: Path, peer: 
     assert second["largest_difference"] == pytest.approx(0.5, abs=1e-6)
     assert second["mean_difference"] == pytest.approx(0.5 / (20 * 22 * 18), abs=1e-9)
     assert (second["label_voxels_that_differ"], third["label_voxels_that_differ"]) == (0, 1)
+
+
+def test_another_label_is_no_difference_only_where_two_have_the_same_share(data: Path, peer: Path) -> None:
+    # Fifteen voxels over twenty: the fifth lies half-way between the sixth and the seventh, where the organ
+    # begins. The coarsest axis is the first of the plan.
+    ours = prepare(data, "--dtype", "float32", "--overwrite_target_spacing", "1", "1", str(20 / 15))
+    write_peer(peer, ours)
+    change(peer, "case_1", peers.LABEL_END, (0, 4, 8, 8), -1)
+    (_, tie, _) = compare(ours, peer)["cases"]
+    assert (tie["label_voxels_that_differ"], tie["label_voxels_that_tie"], tie["equal"]) == (1, 1, True)
+    change(peer, "case_1", peers.LABEL_END, (0, 5, 8, 8), -1)
+    (_, wrong, _) = compare(ours, peer)["cases"]
+    assert (wrong["label_voxels_that_differ"], wrong["label_voxels_that_tie"], wrong["equal"]) == (
+        2,
+        1,
+        False,
+    )
 
 
 def test_rounding_below_the_tolerance_is_no_difference(ours: Path, peer: Path) -> None:

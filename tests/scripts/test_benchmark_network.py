@@ -267,7 +267,7 @@ def test_a_slices_volume_is_deeper_than_its_patch() -> None:
         (("--mode", "loader", "--operators", "--gpus", "2"), "the steps of one process"),
         (("--mode", "loader", "--operators", "--layout", "NDHWC"), "that delivers NCDHW"),
         (("--mode", "train", "--shape", "1", "8", "8", "8"), "--shape makes a plan for synthetic input"),
-        ((*SMALL, "--patch", "8", "8", "8"), "--shape, or --patch and --fold"),
+        ((*SMALL, "--patch", "8", "8", "8"), "--shape, or --plan, --patch and --fold"),
         ((*SMALL, "--dim", "2"), "does not fit --dim 2"),
         ((*SMALL, "--classes", "1"), "either 0 or at least 2 --classes"),
         ((*SMALL, "--volume", "8", "8", "8"), "train does not use --volume"),

@@ -39,7 +39,8 @@ def make_run(folder: Path, rate: float, dice: dict[str, str], macro_f1: float | 
     }
     lines = [
         {"type": "LOG", "step": "PARAMETER", "data": parameters},
-        {"type": "LOG", "step": [1], "data": {"seconds": 2.0}},
+        {"type": "LOG", "step": [1], "data": {"train_s": 1.0}},
+        {"type": "LOG", "step": [2], "data": {"train_s": 2.0}},
     ]
     text = "".join(f"DLLL {json.dumps(line)}\n" for line in lines)
     (folder / "logs.json").write_text(text)

@@ -13,7 +13,7 @@ from utils.storage import read_json, write_json
 HEADER = "case,label,Dice,IoU\n"
 
 
-def make_run(folder: Path, rate: float, dice: dict[str, str], macro_f1: float | None) -> Path:
+def make_run(folder: Path, rate: float, dice: dict[str, str], macro_f1: float | None, **options: int) -> Path:
     (folder / "validation").mkdir(parents=True)
     rows = "".join(f"{case},lesion,{value},0\n" for case, value in dice.items())
     (folder / "validation" / "metrics.csv").write_text(HEADER + rows)
@@ -34,13 +34,14 @@ def make_run(folder: Path, rate: float, dice: dict[str, str], macro_f1: float | 
         "seed": 1,
         "learning_rate": rate,
         "results": "there",
+        **options,
         "origins": {"seed": str(folder / "common.toml"), "learning_rate": "command line"},
         "warm_start": {"checkpoint": str(folder / "last.ckpt"), "loaded": 3},
     }
     lines = [
         {"type": "LOG", "step": "PARAMETER", "data": parameters},
-        {"type": "LOG", "step": [1], "data": {"train_s": 1.0}},
-        {"type": "LOG", "step": [2], "data": {"train_s": 2.0}},
+        {"type": "LOG", "step": [0], "data": {"epoch": 0, "train_s": 1.0}},
+        {"type": "LOG", "step": [1], "data": {"epoch": 1, "train_s": 2.0, "val/dsc": 0.4}},
     ]
     text = "".join(f"DLLL {json.dumps(line)}\n" for line in lines)
     (folder / "logs.json").write_text(text)

@@ -63,7 +63,8 @@ def dice_difference(table: Table, reference: Table, label: str) -> dict[str, Any
 
 def summarise(name: str, run: Mapping[str, Any], table: Table, reference: Table) -> dict[str, Any]:
     """One row of the comparison."""
-    final, row = run["final_validation"], {"name": name}
+    final = run["final_validation"]
+    row: dict[str, Any] = {"name": name}
     row["dice"] = {label: dice_difference(table, reference, label) for label in table}
     classes = final.get("classification")
     if classes is not None:

@@ -12,6 +12,8 @@ Then ours in single precision, one folder per configuration, and the comparison:
     python benchmarks/nnunet_equivalence.py --out FILE.json --peer PREPROCESSED/Dataset004_Hippocampus \\
         --peer_python PYTHON_OF_NNUNET OURS/04_3d OURS/04_2d
 
+A folder of ours that belongs to other plans than nnUNetPlans is given as FOLDER=PLANS.
+
 The exit status is 1 where anything differs beyond its tolerance. A voxel may have another label where two
 labels have the same share of it: there rounding decides. Not compared: the positions of the labels that a
 patch may be centred on (another random draw by design) and what only one of the two writes down.
@@ -43,6 +45,8 @@ from utils.run_log import say  # noqa: E402
 from utils.storage import read_array, read_json, read_record, write_json  # noqa: E402
 
 SCHEMA = 1
+USUAL_PLANS = "nnUNetPlans"
+LISTED = 20  # cases of a dataset that are all listed in the result
 IMAGE_TOLERANCE = 1e-3  # of a normalised intensity
 SPACING_TOLERANCE = 1e-6  # relative: headers hold single precision
 INTENSITY_TOLERANCE = 1e-6  # of a statistic, in standard deviations of the channel
@@ -234,9 +238,13 @@ def compare_cases(folder: Path, plan: Plan, peer: Path, python: str) -> Iterator
         yield compare_case(folder, plan, ours[case.case_id], case)
 
 
-def compare_folder(folder: Path, peer: Path, plans: dict[str, Any], python: str) -> dict[str, Any]:
-    """The plan and all cases of one of our folders beside those of the same configuration there."""
+def compare_folder(folder: Path, peer: Path, name: str, python: str) -> dict[str, Any]:
+    """The plan and all cases of one of our folders beside those of the plans `name` there.
+
+    Of many cases only those that differ are listed.
+    """
     plan = prepared_folder.read_plan(folder)
+    plans = read_json(peer / f"{name}.json")
     fingerprint = read_record(Fingerprint, folder / prepared_folder.FINGERPRINT)
     fields = compare_plans(plan, plans)
     fields += compare_fingerprints(fingerprint, theirs.read_fingerprint(peer))
@@ -250,10 +258,12 @@ def compare_folder(folder: Path, peer: Path, plans: dict[str, Any], python: str)
         if not field.equal:
             say(f"{plan.configuration}, {field.field}: ours {field.ours}, nnU-Net's {field.peer}")
     return {
+        "configuration": plan.configuration,
+        "plans": name,
         "equal": all(found.equal for found in (*fields, *cases)),
         "fields": [_brief(field) for field in fields],
         "volumes": summary_of(cases),
-        "cases": [asdict(case) for case in cases],
+        "cases": [asdict(case) for case in cases if not case.equal or len(cases) <= LISTED],
     }
 
 
@@ -302,9 +312,8 @@ def _plain(value: Any) -> Any:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Our plans and prepared volumes beside nnU-Net v2's own.")
-    parser.add_argument("ours", type=Path, nargs="+", help="folders that preprocess.py --dtype float32 wrote")
+    parser.add_argument("ours", nargs="+", help="FOLDER[=PLANS] that preprocess.py --dtype float32 wrote")
     parser.add_argument("--peer", type=Path, required=True, help="nnU-Net's folder of the dataset")
-    parser.add_argument("--plans", default="nnUNetPlans", help="name of its plans, without .json")
     parser.add_argument("--peer_python", default=sys.executable, help="the Python nnU-Net is installed in")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -313,22 +322,21 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Compare every folder, write the result, and end with 1 where something differs."""
     chosen = parse_arguments()
+    compared = []
     try:
-        plans = read_json(chosen.peer / f"{chosen.plans}.json")
-        configurations = {
-            prepared_folder.read_plan(folder).configuration: compare_folder(
-                folder, chosen.peer, plans, chosen.peer_python
+        for given in chosen.ours:
+            folder, _, name = given.partition("=")
+            compared.append(
+                compare_folder(Path(folder), chosen.peer, name or USUAL_PLANS, chosen.peer_python)
             )
-            for folder in chosen.ours
-        }
     except UserError as error:
         raise SystemExit(str(error)) from error
-    equal = all(found["equal"] for found in configurations.values())
+    equal = all(found["equal"] for found in compared)
     result = {
         "schema": SCHEMA,
         "machine": machine_record(None),
+        "peer": theirs.versions(chosen.peer_python),
         "dataset": chosen.peer.name,
-        "plans": chosen.plans,
         "tolerances": {
             "image": IMAGE_TOLERANCE,
             "label_shares_that_tie": SHARE_TOLERANCE,
@@ -336,10 +344,10 @@ def main() -> None:
             "intensity_in_deviations": INTENSITY_TOLERANCE,
         },
         "equal": equal,
-        "configurations": configurations,
+        "compared": compared,
     }
     write_json(chosen.out, result)
-    say(f"{'Equal' if equal else 'Not equal'} in {', '.join(configurations)}: {chosen.out}")
+    say(f"{'Equal' if equal else 'Not equal'}: {len(compared)} prepared folders, {chosen.out}")
     raise SystemExit(0 if equal else 1)
 
 

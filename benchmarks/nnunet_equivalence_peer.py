@@ -67,6 +67,15 @@ for case_id in sys.argv[2:]:
 """
 
 
+PACKAGES = ("nnunetv2", "batchgenerators", "scikit-image", "scipy", "numpy", "torch", "nibabel")
+NAME_VERSIONS = """
+import json, sys
+from importlib.metadata import distributions
+found = {one.metadata["Name"]: one.version for one in distributions()}
+print(json.dumps({name: found[name] for name in sys.argv[1:] if name in found}))
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PeerCase:
     """A case as nnU-Net stored it: image (C, D, H, W) float32, label (D, H, W), boxes in planned axes."""
@@ -126,6 +135,12 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
         "spacings_mm": found["spacings"],
         "relative size": found["median_relative_size_after_cropping"],
     }
+
+
+def versions(python: str) -> dict[str, str]:
+    """What of nnU-Net and the packages that decide its numbers is installed in the interpreter `python`."""
+    command = [python, "-c", NAME_VERSIONS, *PACKAGES]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def case_ids(folder: Path) -> tuple[str, ...]:

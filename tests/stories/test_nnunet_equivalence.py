@@ -126,7 +126,7 @@ def change(folder: Path, case_id: str, end: str, index: tuple[int, ...], amount:
 
 
 def compare(ours: Path, peer: Path) -> dict[str, Any]:
-    return equivalence.compare_folder(ours, peer, read_json(peer / "nnUNetPlans.json"), PYTHON)
+    return equivalence.compare_folder(ours, peer, "nnUNetPlans", PYTHON)
 
 
 def test_the_same_content_in_both_formats_is_equal(ours: Path, peer: Path) -> None:
@@ -246,10 +246,16 @@ def test_the_command_writes_its_result_and_ends_with_its_verdict(
     if is_changed:
         change(peer, "case_1", peers.LABEL_END, (0, 0, 0, 0), 1)
     out = tmp_path / "result.json"
-    words = ["nnunet_equivalence.py", "--out", str(out), "--peer", str(peer), str(ours)]
+    (peer / "nnUNetPlans.json").rename(peer / "others.json")
+    words = ["nnunet_equivalence.py", "--out", str(out), "--peer", str(peer), f"{ours}=others"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
         equivalence.main()
     assert ended.value.code == int(is_changed)
-    assert read_json(out)["equal"] is not is_changed
+    result = read_json(out)
+    assert result["equal"] is not is_changed
+    assert [(found["configuration"], found["plans"]) for found in result["compared"]] == [
+        ("3d_fullres", "others")
+    ]
+    assert result["peer"]["numpy"] == np.__version__
     assert str(tmp_path) not in out.read_text()

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from utils.contracts import Shape, Spacing
 
 FEW_OUTSIDE = 0.02  # share of voxels outside a mask that are cheaper to link one by one than to flood
+SOON_FLOODED = 2**18  # voxels of a mask that is flooded before anything is linked
 WORLD_AXES = ("RL", "AP", "SI")  # x, y and z of the world; the first letter is the positive direction
 
 
@@ -132,7 +131,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     outside = np.flatnonzero(~mask)
     if outside.size == 0:
         return mask
-    if outside.size > FEW_OUTSIDE * mask.size:
+    if outside.size > FEW_OUTSIDE * mask.size or mask.size < SOON_FLOODED:
         return np.asarray(ndimage.binary_fill_holes(mask))
     filled = mask.copy()
     filled.reshape(-1)[outside[_is_enclosed(outside, mask.shape)]] = True
@@ -141,6 +140,10 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
 def _is_enclosed(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """For flat, ascending indices of voxels: whether no path of faces through them leads to the border."""
+    # Imported here: a process that prepares small cases need not wait for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     places = np.unravel_index(voxels, shape)
     pairs = []
     for axis, place in enumerate(places):

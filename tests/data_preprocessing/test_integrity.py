@@ -114,7 +114,7 @@ def test_an_empty_label_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("values", [[0], [0, 1], [-32768, 32767], [5, 6, 9], [-1, 0, 2]])
+@pytest.mark.parametrize("values", [[0], [0, 1], [-32768, 0, 32767], [5, 6, 9], [-1, 0, 2]])
 def test_every_label_value_is_found_wherever_it_lies(values: list[int], order: Literal["C", "F"]) -> None:
     for size in (3, 4096, 3 * 4096 + 5):
         label = np.full((size, 1, 2), values[0], dtype=np.int16, order=order)

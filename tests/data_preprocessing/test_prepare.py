@@ -163,6 +163,16 @@ def test_a_one_slice_patch_keeps_the_slices() -> None:
     assert prepare_case(scan(), plan).image.shape == (1, 4, 10, 12)
 
 
+def test_the_way_of_resampling_decides_who_wins_a_tie() -> None:
+    # Six slices over the four of the content: the second lies half-way between the first and the second, where
+    # the organ begins.
+    plans = (replace(PLAN, spacing_mm=(4 / 6, 1.0, 1.0), resampling=way) for way in ("scipy", "torch"))
+    nearest, lowest = (prepare_case(scan(), plan).label for plan in plans)
+    assert nearest is not None
+    assert lowest is not None
+    assert (nearest[0, 1, 1, 2], lowest[0, 1, 1, 2]) == (1, 0)
+
+
 def test_normalisation_comes_before_resampling() -> None:
     plan = replace(PLAN, normalisers=("z_score",), spacing_mm=(1.0, 0.5, 0.5))
     image = prepare_case(scan(), plan).image

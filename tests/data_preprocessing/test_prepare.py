@@ -164,8 +164,8 @@ def test_a_one_slice_patch_keeps_the_slices() -> None:
 
 
 def test_the_way_of_resampling_decides_who_wins_a_tie() -> None:
-    # Six slices over the four of the content: the second lies half-way between the first and the second, where
-    # the organ begins.
+    # Six slices over the four of the content: the second lies half-way between the first two, where the organ
+    # begins.
     plans = (replace(PLAN, spacing_mm=(4 / 6, 1.0, 1.0), resampling=way) for way in ("scipy", "torch"))
     nearest, lowest = (prepare_case(scan(), plan).label for plan in plans)
     assert nearest is not None

@@ -18,9 +18,9 @@ from utils.errors import UserError
 class GradientFork:
     """Maps for the segmentation, and the same maps for the class, whose gradient is brought to a norm.
 
-    The norm is `share` of the segmentation's, over all maps together; with `at_most` a smaller gradient stays
-    as it is. So two tasks are balanced where they meet, whatever the weight of a loss (in the manner of
-    GradNorm, Chen et al. 2018, nothing learned). What reaches the maps through the decoder is the
+    The norm is `share` of the segmentation's, over all maps and ranks together; with `at_most` a smaller
+    gradient stays as it is. So two tasks are balanced where they meet, whatever the weight of a loss (in the
+    manner of GradNorm, Chen et al. 2018, nothing learned). What reaches the maps through the decoder is the
     segmentation's.
     """
 
@@ -61,11 +61,10 @@ class ForkedMaps(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The sum of both gradients for each map."""
-        half = len(gradients) // 2
-        segmentation, classification = gradients[:half], gradients[half:]
-        wanted, present = _norm(segmentation), _norm(classification)
-        if wanted is None or present is None:
+        norms = _norms(gradients)
+        if norms is None:
             return None, None, *[one if other is None else other for one, other in _pairs(gradients)]
+        wanted, present = norms
         ratio = ctx.share * wanted / present
         if ctx.at_most:
             ratio = ratio.clamp_max(1.0)
@@ -85,7 +84,21 @@ def _sum(one: Tensor | None, other: Tensor | None, factor: Tensor) -> Tensor | N
     return scaled if one is None else one + scaled
 
 
-def _norm(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """The Euclidean norm of all gradients together, in float32; None: there are none."""
-    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return torch.stack(norms).norm() if norms else None
+def _norms(gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+    """The Euclidean norms of both halves, of all ranks together, in float32; None: one half is absent.
+
+    Of all ranks, so that several processes end with one process's weights. Absent is what the network never
+    reads: that is the same on every rank, and none waits for another in vain.
+    """
+    half = len(gradients) // 2
+    norms = [
+        [gradient.float().norm() for gradient in part if gradient is not None]
+        for part in (gradients[:half], gradients[half:])
+    ]
+    if not all(norms):
+        return None
+    squares = torch.stack([torch.stack(part).double().square().sum() for part in norms])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(squares)
+    segmentation, classification = squares.sqrt().float()
+    return segmentation, classification

@@ -60,6 +60,15 @@ def test_a_task_without_gradient_leaves_the_other_alone() -> None:
         assert leaf.grad.tolist() == [6, 8]
 
 
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_task_whose_gradient_is_zero_leaves_the_other_alone(still: int) -> None:
+    leaf = torch.tensor([3.0, 4.0], requires_grad=True)
+    copies = copies_of(leaf)
+    (0 * copies[still].sum() + copies[1 - still].square().sum()).backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [6, 8]
+
+
 @pytest.mark.parametrize("overflown", [0, 1])
 def test_an_overflow_stays_visible_to_the_loss_scaler(overflown: int) -> None:
     leaf = torch.ones(2, requires_grad=True)
@@ -144,6 +153,16 @@ def test_in_a_network_the_limit_holds_whatever_the_loss_weighs(
     assert 0 < (both[0] - alone).norm() < alone.norm()
     if ":" not in encoder:
         assert (shared_gradient(plan, free, 1e4) - alone).norm() > 10 * alone.norm()
+
+
+def test_the_balance_of_an_encoder_takes_the_place_of_the_limit(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan()
+    balanced = Architecture(encoder="attention_gated:balance=0.5", branch="bottleneck:gradient_limit=0.001")
+    alone, *both = (shared_gradient(plan, balanced, weight) for weight in (0.0, 1e-2, 1e4))
+    torch.testing.assert_close(*both, rtol=1e-3, atol=1e-5)
+    limited = Architecture(encoder="attention_gated", branch="bottleneck:gradient_limit=0.001")
+    reach = (shared_gradient(plan, limited, 1e4) - alone).norm()
+    assert (both[1] - alone).norm() > 100 * reach
 
 
 def test_a_negative_limit_is_refused(make_plan: Callable[..., Plan]) -> None:

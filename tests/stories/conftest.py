@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_preprocessing import workers
 from data_preprocessing.phantom import PhantomOptions, write_phantom
 from scripts import preprocess, train
 from scripts.run_options import RunOptions
@@ -32,6 +33,12 @@ def shrink_plan(folder: Path, dim: int) -> None:
     plan = read_plan(folder)
     stages = tuple(replace(stage, channels=FEW_CHANNELS) for stage in plan.stages[:3])
     write_json(folder / PLAN, replace(plan, stages=stages, patch=SMALL_PATCH[dim], batch_size=2))
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intensities of a made dataset need no hundred million draws."""
+    monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 3000 // num_cases)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from data_preprocessing import workers
 from nnunet.training.checkpoint import load_model
 from scripts import train
 from scripts.fold_data import cases_to_predict, read_fold
@@ -24,15 +23,9 @@ from utils.storage import read_json, write_json
 if TYPE_CHECKING:
     from tests.stories.conftest import Phantom
 
-pytestmark = pytest.mark.story
+pytestmark = [pytest.mark.story, pytest.mark.usefixtures("few_draws")]
 
 FINER = ("--overwrite_target_spacing", "0.5", "1", "1")
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intensities of a made dataset need no hundred million draws."""
-    monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 3000 // num_cases)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from data_preprocessing import workers
 from scripts import preprocess_steps
 from scripts.preprocess import PreprocessOptions, run
 from tests.stories.made_dataset import describe, prepare, times, write_case, write_dataset
@@ -21,13 +20,7 @@ from utils.storage import read_array, read_json, write_array
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"
 
-pytestmark = pytest.mark.story
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intensities of a made dataset need no hundred million draws."""
-    monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 3000 // num_cases)
+pytestmark = [pytest.mark.story, pytest.mark.usefixtures("few_draws")]
 
 
 @pytest.fixture

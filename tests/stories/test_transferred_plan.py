@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_preprocessing import workers
 from scripts import train
 from scripts.model_run import find_checkpoint
 from scripts.run_options import RunOptions
@@ -20,14 +19,9 @@ from utils.prepared_folder import PLAN, list_prepared, read_plan
 from utils.run_log import read_log
 from utils.storage import read_array, write_json
 
-pytestmark = pytest.mark.story
+pytestmark = [pytest.mark.story, pytest.mark.usefixtures("few_draws")]
 
 THEIRS = IntensityStats(mean=50.0, std=20.0, median=50.0, min=0.0, max=200.0, low=0.0, high=120.0)
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "samples_per_case", lambda num_cases: 3000 // num_cases)
 
 
 @pytest.fixture

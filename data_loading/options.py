@@ -20,8 +20,7 @@ class LoaderOptions:
     """Draw cases so that each class is shown equally often; needs --steps_per_epoch. Replaces the weights of
     --class_balance."""
     augment: tuple[str, ...] = field(default=("nnunet",), metadata={"aliases": ("--aug",)})
-    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur); --aug
-    for short."""
+    """Presets (nnunet, nvidia, none), parts (noise:probability=0.2), or parts to leave out (no_blur)."""
     augment_in: Literal["auto", "host", "graph"] = "auto"
     """host: compiled loops on the reading threads; graph: DALI operators; auto: graph on a GPU, else host."""
     residency: Literal["auto", "device", "memory", "disk"] = "auto"

@@ -39,8 +39,7 @@ def read_classes(
     file = folder.root / "dataset.json"
     block = data.get("classification")
     if block is None:
-        names = data.get("classes") if _is_names(data.get("classes")) else None
-        return _classes_without_block(folder, names or [], cases, faults)
+        return _classes_without_block(folder, data.get("classes", []), cases, faults)
     if not isinstance(block, dict) or not _is_block_sound(block, file, faults):
         if not isinstance(block, dict):
             what = f"classification is a {type(block).__name__}."
@@ -94,10 +93,17 @@ def _is_block_sound(block: dict[str, Any], file: Path, faults: list[Fault]) -> b
 
 
 def _classes_without_block(
-    folder: DatasetFolder, names: list[str], cases: Sequence[RawCase], faults: list[Fault]
+    folder: DatasetFolder, names: Any, cases: Sequence[RawCase], faults: list[Fault]
 ) -> ClassScheme:
+    """`names`: the key `classes` of dataset.json. Where no case has a class it may mean something else."""
     table = find_class_file(folder.root)
     cells = _cells_by_folder(cases) if table is None else read_class_file(table, faults)
+    if names != [] and not (_is_names(names) and len(set(names)) == len(names)):
+        if cells:
+            what = f"classes should list different names, got {names!r:.80}."
+            fix = 'write "classes": ["a", "b"].'
+            faults.append(make_fault("E125", folder.root / "dataset.json", what, fix))
+        names = []
     return ClassScheme(names=_class_names(names, cells), cells=tuple(cells.items()))
 
 

@@ -188,7 +188,7 @@ class InferenceOptions:
     blend: Literal["gaussian", "constant"] = "gaussian"
     """Weight of a window's voxels in the average."""
     tta: bool = field(default=False, metadata={"off_aliases": ("--disable_tta",)})
-    """Average over mirrored views as well (8 in 3-D, 4 in 2-D); --disable_tta turns it off, as --no_tta."""
+    """Average over mirrored views as well (8 in 3-D, 4 in 2-D)."""
     val_batch_size: int = 4
     """Windows that pass through the network at once."""
     classifier: Literal["branch", "lda", "logistic"] = "branch"

@@ -102,7 +102,9 @@ def read_fold(options: RunOptions) -> FoldCases:
     if options.fold != ALL_CASES:
         folds = _all_folds(folder, cases, options)
         patients = {case.case_id: case.patient_id for case in cases.values()}
-        fold = pick_fold(folds, options.fold, patients=patients, source=folder / SPLITS)
+        file = folder / SPLITS
+        source = file if file.is_file() else f"--nfolds {options.nfolds}"
+        fold = pick_fold(folds, options.fold, patients=patients, source=source)
     return FoldCases(
         folder=folder,
         plan=with_left_right(

@@ -113,8 +113,8 @@ def _read_fold(entry: object, where: str) -> Fold:
     return Fold(train=tuple(entry["train"]), val=tuple(entry["val"]))
 
 
-def pick_fold(folds: Sequence[Fold], fold: int, *, patients: Mapping[str, str], source: Path) -> Fold:
-    """Fold number `fold` of the file `source`, checked against the cases that exist.
+def pick_fold(folds: Sequence[Fold], fold: int, *, patients: Mapping[str, str], source: Path | str) -> Fold:
+    """Fold number `fold`, checked against the cases that exist; `source`: the file or option that made it.
 
     `patients` maps every known case to its patient. An unknown case, and a patient with cases on both
     sides, are errors; known cases that the fold leaves out are not.
@@ -136,8 +136,8 @@ def pick_fold(folds: Sequence[Fold], fold: int, *, patients: Mapping[str, str], 
     return chosen
 
 
-def no_such_fold(source: Path, num_folds: int, fold: int) -> str:
-    """The sentence for a `fold` that the file `source` does not have."""
+def no_such_fold(source: Path | str, num_folds: int, fold: int) -> str:
+    """The sentence for a `fold` that the file or option `source` does not have."""
     present = "only fold 0" if num_folds == 1 else f"the folds 0 to {num_folds - 1}"
     return f"{source} has {present}, not fold {fold}."
 

@@ -324,6 +324,24 @@ def test_without_a_block_classes_csv_is_used(tmp_path: Path) -> None:
     assert (dataset.class_names, dataset.training[0].class_target) == (("y", "z"), 1)
 
 
+@pytest.mark.parametrize("classes", [["z", "y"], ["z", "y", "x"]])
+def test_the_key_classes_orders_the_classes_of_the_table(tmp_path: Path, classes: list[str]) -> None:
+    (tmp_path / "classes.csv").write_text("case,class\na,z\nb,y\n")
+    dataset = read_dataset(nnunet(tmp_path, "a", "b", classes=classes))
+    assert dataset.class_names == tuple(classes)
+    assert [case.class_target for case in dataset.training] == [0, 1]
+
+
+@pytest.mark.parametrize("classes", [{"0": "z", "1": "y"}, "z", ["z", "z"], [0, 1]])
+def test_the_key_classes_that_is_no_list_of_names_is_refused_where_cases_have_one(
+    tmp_path: Path, classes: object
+) -> None:
+    (tmp_path / "classes.csv").write_text("case,class\na,z\nb,y\n")
+    assert codes(nnunet(tmp_path, "a", "b", classes=classes)) == ["E125"]
+    (tmp_path / "classes.csv").unlink()
+    assert read_dataset(tmp_path).class_names == ()
+
+
 def test_class_folders_are_classes(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/benign/a_0000.nii.gz", "labelsTr/benign/a.nii.gz")
     touch(tmp_path, "imagesTr/malignant/b_0000.nii.gz", "labelsTr/b.nii.gz")

@@ -39,6 +39,8 @@ class Run:
     amp: bool = False
     """Mixed precision,
     which is faster."""
+    flip: bool = field(default=False, metadata={"off_aliases": ("--unflipped",)})
+    """Flips."""
     mirror: bool = True
     """Average mirrored views."""
     folds: tuple[int, ...] = (0,)
@@ -177,6 +179,12 @@ def test_help_shows_a_switch_by_the_name_that_turns_it_on(capsys: pytest.Capture
 
 def test_help_shows_a_switch_that_is_on_by_both_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--mirror, --no_mirror Average mirrored views. (default: on)" in shown_help(capsys)
+
+
+def test_help_tells_the_other_names_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    assert "Where the cases are. Also: -i. (required)" in text
+    assert "Flips. Also: --unflipped (turns it off). (default: off)" in text
 
 
 def test_help_calls_an_empty_list_unset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,11 @@ def test_the_folds_that_there_are_are_told() -> None:
         pick_fold(FOLDS * 3, 3, patients={}, source=FILE)
 
 
+def test_a_fold_beyond_the_made_ones_is_refused_by_the_option_that_made_them() -> None:
+    with pytest.raises(DatasetError, match=r"^--nfolds 3 has the folds 0 to 2, not fold 3"):
+        pick_fold(FOLDS * 3, 3, patients={}, source="--nfolds 3")
+
+
 def test_an_unknown_case_is_refused() -> None:
     with pytest.raises(DatasetError, match=r"splits_final\.json: fold 0 lists cases .* not have: b, c"):
         pick_fold(FOLDS, 0, patients={"a": "1"}, source=FILE)

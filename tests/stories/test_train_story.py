@@ -370,6 +370,8 @@ def test_without_folds_of_its_own_a_dataset_is_cut_into_as_many_as_asked(
         assert len(cases.folds) == 3
         held_out += [case.case_id for case in cases.validation]
     assert len(held_out) == len(set(held_out)) == 12
+    with pytest.raises(DatasetError, match="^--nfolds 3 has the folds 0 to 2, not fold 3"):
+        read_fold(run_options(tmp_path / "results", *flags, "--fold", "3"))
 
 
 @pytest.mark.flag("profile")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,17 @@ def painted_regions(probabilities: np.ndarray, regions_class_order: tuple[int, .
 def restore_map(values: np.ndarray | Tensor, footprint: Footprint, *, outside: float = 0.0) -> np.ndarray:
     """A float map (D, H, W) on the planned grid as float32 (X, Y, Z) in the axes of the file."""
     return _place(_cropped_scores(values, footprint).cpu().numpy(), footprint, outside=outside)
+
+
+def restore_probabilities(
+    probabilities: np.ndarray | Tensor, footprint: Footprint, *, has_background: bool
+) -> Iterator[np.ndarray]:
+    """Each channel of (C, D, H, W) probabilities as float32 (X, Y, Z) in the axes of the file, one at a time.
+
+    What was cropped away has probability 1 in the first channel where that is the background, else 0.
+    """
+    for index, channel in enumerate(probabilities):
+        yield restore_map(channel, footprint, outside=float(has_background and index == 0))
 
 
 def _coarse_axis(footprint: Footprint) -> int | None:

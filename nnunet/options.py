@@ -160,7 +160,9 @@ class TrainingOptions:
     """Where cases have classes, fit lda or logistic to pooled features of the trained network at the end,
     options behind a colon, into <results>/classifier; none: neither."""
     npz: bool = False
-    """Keep the label probabilities of the final validation in validation/probabilities (.npy, float16)."""
+    """Keep label probabilities, float16: those of the final validation in validation/probabilities (.npy, on
+    the planned grid); with --exec_mode predict beside every mask, on its grid, as nnU-Net's <case>.npz: the
+    array probabilities (label or region, z, y, x)."""
 
     def __post_init__(self) -> None:
         """UserError for numbers that no run can have."""

@@ -74,16 +74,17 @@ def _refuse_unscored(options: RunOptions) -> None:
 def _predict_preprocessed(options: RunOptions) -> Path:
     from nnunet.evaluation.bootstrap import Resampling
     from scripts.class_output import write_class_output
-    from scripts.ensemble import open_ensemble
+    from scripts.ensemble import ScanAnswer, open_ensemble
     from scripts.evaluation_page import PREDICTIONS_FILE
     from scripts.fold_data import cases_to_predict
     from scripts.model_postprocessing import choose_postprocessing
     from scripts.model_run import prediction_row, write_predictions_table
+    from scripts.prediction_arrays import ArrayFiles
     from scripts.prediction_shard import PredictionShard
     from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask
-    from utils.storage import write_array
 
     shard = PredictionShard.parse(options.shard)
+    arrays = ArrayFiles.of(options)
     ensemble = open_ensemble(options)
     plan = ensemble.plan
     cases = cases_to_predict(options)[: options.test_limit]
@@ -100,8 +101,8 @@ def _predict_preprocessed(options: RunOptions) -> Path:
         mask = answer.mask if ensemble.has_masks else None
         if mask is not None:
             write_mask(folder, answer)
-            if options.save_preds:
-                write_array(folder / "npy" / f"{answer.case.case_id}.npy", mask.transpose())
+            scan_answer = ScanAnswer(prediction=answer.prediction, footprint=answer.case.footprint)
+            arrays.write(folder, mask, scan_answer, plan)
             if overlap := score_answer(answer, plan, folder):
                 overlaps.append(overlap)
         spacing_mm = answer.case.footprint.native_spacing_mm

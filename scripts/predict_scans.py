@@ -20,6 +20,7 @@ from scripts.ensemble import Ensemble, ScanAnswer
 from scripts.memory_check import too_large_scans
 from scripts.model_postprocessing import choose_postprocessing
 from scripts.model_run import PredictionRow, prediction_row, write_predictions_table
+from scripts.prediction_arrays import ArrayFiles
 from scripts.prediction_shard import PredictionShard
 from scripts.previous_stage import Stages, open_stages
 from scripts.run_options import ALL_CASES, RunOptions
@@ -53,12 +54,14 @@ class Target:
     folder: Path | None
     plan: Plan
     steps: tuple[Step, ...] = ()
+    arrays: ArrayFiles = ArrayFiles()
 
 
 def predict_scans(options: RunOptions) -> Path:
     """Predict every scan of `--input` into `--output`; a bad scan is reported and the others go on."""
     assert options.input is not None  # the caller chose this story because of it
     shard = PredictionShard.parse(options.shard)
+    arrays = ArrayFiles.of(options)
     stages = open_stages(options)
     ensemble = stages.last
     scans = shard.share_of(_scans_of(options, stages)[: options.test_limit], lambda scan: scan.case_id)
@@ -66,7 +69,9 @@ def predict_scans(options: RunOptions) -> Path:
     chosen = choose_postprocessing(options.postprocessing, ensemble)
     say(f"Predicting {len(scans)} scans on {ensemble.runs[0].device.type} into {folder}{_by(ensemble)}")
     started = time.perf_counter()
-    target = Target(folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps)
+    target = Target(
+        folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps, arrays=arrays
+    )
     too_large = too_large_scans(scans, stages.plans)
     fitting = [scan for scan in scans if scan.case_id not in too_large]
     rows, failures = _predict(fitting, stages, target)
@@ -188,5 +193,6 @@ def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRo
             sform_code=loaded.sform_code,
             spacing_mm=loaded.spacing_mm,
         )
+        target.arrays.write(target.folder, mask, answer, target.plan)
     row = prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)
     return replace(row, mask_ending=loaded.mask_ending)

@@ -111,7 +111,8 @@ class RunOptions:
     shard: str | None = None
     """Predict part i of n of the sorted cases, as 1/4 to 4/4: one job each, in any order, on any machines."""
     save_preds: bool = False
-    """Write the masks of preprocessed cases as NumPy arrays too, in the folder npy of the predictions."""
+    """Write the predicted masks as NumPy arrays (z, y, x) too, in the folder npy of the predictions. --npz
+    writes probabilities."""
     mirror_left_right: Literal["auto", "swap", "off", "plain"] = "auto"
     """Mirroring along the axis from left to right, in training and with --tta; swap: labels of a pair (left
     and right kidney) change places; off: not mirrored; plain: like the other axes; auto: in training swap

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from nnunet.ranks import ranks_talk
 from utils.errors import UserError
 
 
@@ -92,13 +93,14 @@ def _norms(gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
     """
     half = len(gradients) // 2
     norms = [
-        [gradient.float().norm() for gradient in part if gradient is not None]
+        # No copy in float32: a finest map may take half a gigabyte.
+        [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in part if gradient is not None]
         for part in (gradients[:half], gradients[half:])
     ]
     if not all(norms):
         return None
     squares = torch.stack([torch.stack(part).double().square().sum() for part in norms])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if ranks_talk():
         torch.distributed.all_reduce(squares)
     segmentation, classification = squares.sqrt().float()
     return segmentation, classification

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from statistics import mean, median
 from typing import TYPE_CHECKING, final
 
@@ -136,8 +137,14 @@ def _forward(module: MultiTaskModule, options: BenchmarkOptions, team: Team) -> 
     return DistributedDataParallel(
         Called(module, forward),
         device_ids=[torch.cuda.current_device()] if module.device.type == "cuda" else None,
-        forward_sync_buffers=False,  # as the trainer does
+        **{_sync_buffers_name(): False},  # as the trainer does
     )
+
+
+def _sync_buffers_name() -> str:
+    """torch 2.13 has renamed the argument, and the old name is deprecated there."""
+    new, old = "forward_sync_buffers", "broadcast_buffers"
+    return new if new in signature(DistributedDataParallel).parameters else old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

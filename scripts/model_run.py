@@ -107,6 +107,7 @@ def open_model(options: RunOptions, checkpoint: Path | None = None) -> ModelRun:
     device = torch.device(choose_machine(options.device, 1, 1).device)
     model = load_model(path, device)
     arrange(model.network, options.network.layout)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training: windows are all of one size
     inference = options.inference
     rule = WindowRule(
         patch=model.plan.patch,

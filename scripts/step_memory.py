@@ -18,6 +18,7 @@ from data_loading.residency import volume_bytes
 from nnunet.inference.sliding_window import WindowRule
 from nnunet.network import MultiTaskUNet
 from nnunet.precision import half_type
+from nnunet.ranks import by_itself
 from nnunet.training.module import ModuleSettings, MultiTaskModule
 from scripts.assemble import build_module, trained_architecture, training_entries
 from scripts.benchmark_network import NetworkWork, synthetic_batch
@@ -27,8 +28,17 @@ from scripts.memory_check import free_bytes
 from scripts.run_options import RunOptions
 from utils.contracts import Batch
 from utils.machine import read_memory
+from utils.run_log import say
 from utils.usage import forget_peak_resident, peak_resident_bytes
 
+# How cuDNN and cuBLAS say it, beside what Lightning knows: torch tries one plan after the other, and tells in
+# the end that none could be run.
+DISGUISED = (
+    "unable to find an engine",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 STEPS = 2  # the optimiser's own memory is there from the second one on
 
 
@@ -133,9 +143,14 @@ def take_steps(options: RunOptions, fold: FoldCases, batch_size: int, shard: Sha
 def _has_room(options: RunOptions, fold: FoldCases, batch_size: int, shard: Shard) -> bool:
     """Whether the steps end; nothing of them is left, whichever way they end."""
     try:
-        take_steps(options, fold, batch_size, shard)
+        # One rank that runs out of memory in the middle of a step must not leave the others waiting there.
+        with by_itself():
+            take_steps(options, fold, batch_size, shard)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or is_oom_error(error):
+            return False
+        if shard.device_id is not None and any(words in str(error) for words in DISGUISED):
+            say(f"A batch of {batch_size} seems to want more memory than there is: {error}")
             return False
         raise
     return True

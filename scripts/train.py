@@ -45,6 +45,7 @@ HARMLESS_WARNINGS = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*callbacks used to create the checkpoint need to be provided.*",  # a resume with --patience 0
     ".*LeafSpec.*",
+    ".*TensorFloat32 tensor cores.*",  # the compiler on a GPU; heads are meant to be in float32
     ".*in eval mode at the start of training.*",  # the averaged copy of the weights
     ".*broadcast_buffers. is deprecated.*",  # torch 2.13; older ones do not know its new name
     ".*functional.all_reduce is deprecated.*",  # torch 2.13; its successor has no gradient in older ones

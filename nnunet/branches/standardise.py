@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from nnunet.ranks import ranks_talk
+
 MEMORY = 1000.0  # cases after which an old one fades
 SMALLEST_DEVIATION = 1e-3  # of a feature that hardly differs between cases
 LARGEST = 6.0  # standard deviations; the statistics of the first cases are poor
@@ -58,7 +60,7 @@ class RunningStandardiser(nn.Module):
         sums = torch.stack(
             [values.sum(dim=0), values.square().sum(dim=0), torch.ones_like(values).sum(dim=0)]
         )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if ranks_talk():
             torch.distributed.all_reduce(sums)
         count = sums[2, 0].float()
         gap = (sums[0] / sums[2]).float()

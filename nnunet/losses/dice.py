@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet.label_coding import LabelCoding
+from nnunet.ranks import ranks_talk
 
 SMOOTHING = 1e-5  # Isensee et al. 2021
 
@@ -53,7 +54,7 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     Every rank's loss depends on every rank's logits, so the sum of gradients is as many times too large as
     there are ranks: the mean that DistributedDataParallel takes makes it that of one process.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not ranks_talk():
         return values
     from torch.distributed.nn.functional import all_reduce  # torch without distributed has no such module
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from nnunet.losses.multi_task import MultiTaskLoss
@@ -104,7 +105,9 @@ def optimiser_name(state: dict[str, Any]) -> str:
 def regrouped(state: dict[str, Any], groups: Sequence[ParameterGroup]) -> dict[str, Any]:
     """The saved `state` of an optimiser for `groups` of the same weights in the same order.
 
-    Older programs saved all weights in one group. DatasetError if the number of weights differs.
+    Older programs saved all weights in one group. What is kept for a weight gets the weight's order in
+    memory, which may be another one now (--layout): fused optimisers pair elements by their place.
+    DatasetError if the number of weights differs.
     """
     saved = [place for group in state["param_groups"] for place in group["params"]]
     if len(saved) != sum(len(group.parameters) for group in groups):
@@ -114,13 +117,25 @@ def regrouped(state: dict[str, Any], groups: Sequence[ParameterGroup]) -> dict[s
             "train into another results folder."
         )
     first, places = state["param_groups"][0], iter(saved)
+    weights = dict(zip(saved, (weight for group in groups for weight in group.parameters), strict=True))
     return {
         **state,
+        "state": {
+            place: {name: _as_stored(value, weights[place]) for name, value in kept.items()}
+            for place, kept in state["state"].items()
+        },
         "param_groups": [
             {**first, "part": group.part, "params": list(islice(places, len(group.parameters)))}
             for group in groups
         ],
     }
+
+
+def _as_stored(value: Any, weight: Tensor) -> Any:
+    """A tensor of the weight's shape with the weight's strides; everything else as it is."""
+    if not isinstance(value, Tensor) or value.shape != weight.shape or value.stride() == weight.stride():
+        return value
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def peak_rate(options: OptimiserOptions, part: Part = "network") -> float:

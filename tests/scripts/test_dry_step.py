@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from data_loading.loader import Shard
 from scripts import step_memory
@@ -180,3 +181,38 @@ def test_another_fault_of_a_step_is_not_taken_for_one_of_memory(
     monkeypatch.setattr(step_memory, "take_steps", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         measure_step(options_of(), fold_of(make_plan()), 2, CPU)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_gpus_libraries_have_words_of_their_own_for_out_of_memory(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, on_gpu: bool
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("FIND was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(step_memory, "take_steps", fail)
+    if on_gpu:
+        assert not step_memory._has_room(options_of(), fold_of(make_plan()), 2, Shard(device_id=0))
+        assert "unable to find an engine" in capsys.readouterr().err
+        return
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        measure_step(options_of(), fold_of(make_plan()), 2, CPU)
+
+
+def test_no_process_waits_for_another_in_the_middle_of_a_step(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reduce(*_: Any, **__: Any) -> None:
+        raise AssertionError("another process is asked")
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(distributed, "all_reduce", reduce)
+        monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", reduce)
+        fold = fold_of(replace(make_plan(), batch_dice=True))
+        options = options_of("--no_class_balance", "--branch", "roi_pooled")
+        with pytest.raises(AssertionError, match="another process is asked"):
+            step_memory.take_steps(options, fold, 2, CPU)
+        assert measure_step(options, fold, 2, CPU) is not None
+    finally:
+        distributed.destroy_process_group()

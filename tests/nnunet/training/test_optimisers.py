@@ -213,6 +213,27 @@ def test_a_state_of_one_group_continues_in_several(parts: tuple[MultiTaskUNet, M
         assert torch.equal(optimiser.state[weight]["exp_avg"], older.state[weight]["exp_avg"])
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_state_gets_the_order_in_memory_of_its_weight(
+    parts: tuple[MultiTaskUNet, MultiTaskLoss], name: Literal["adam", "sgd"]
+) -> None:
+    network, loss = parts
+    groups, options = parameter_groups(network, loss), OptimiserOptions(optimizer=name)
+    saved = build_optimiser(groups, options, fused=False)
+    weights = [weight for group in groups for weight in group.parameters]
+    for place, weight in enumerate(weights):
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(place))
+    saved.step()
+    state = saved.state_dict()
+    network.to(memory_format=torch.channels_last_3d)
+    other = regrouped(state, groups)["state"]
+    kept = "exp_avg" if name == "adam" else "momentum_buffer"
+    assert any(not weight.is_contiguous() for weight in weights)
+    for place, weight in enumerate(weights):
+        assert other[place][kept].stride() == weight.stride()
+        assert torch.equal(other[place][kept], state["state"][place][kept])
+
+
 def test_a_state_of_other_weights_is_refused(parts: tuple[MultiTaskUNet, MultiTaskLoss]) -> None:
     older = torch.optim.SGD([Parameter(torch.zeros(1))], lr=0.1).state_dict()
     with pytest.raises(DatasetError, match="moves 1 weights"):

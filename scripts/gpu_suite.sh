@@ -3,9 +3,9 @@
 #
 # Runs the tests marked gpu, makes its data on the spot, then times loader, training, prediction and one whole training,
 # each with a time limit; what fails is recorded and the rest goes on. OUT receives gpu_suite.json, gpu_suite.txt,
-# gpu_suite.log, tests.xml and trace.json.gz. Needs no network and installs nothing: PYTHON (default python3) has the
-# packages, on PYTHONPATH where need be. GPU_SUITE_SMALL=1: tiny shapes and one part of each kind, also without a GPU.
-# --only tests data loader ... runs the parts of these kinds. Exit status 0 unless every part failed.
+# gpu_suite.log, tests.xml, tests_compiled.xml and trace.json.gz. Needs no network and installs nothing: PYTHON (default
+# python3) has the packages, on PYTHONPATH where need be. GPU_SUITE_SMALL=1: tiny shapes and one part of each kind, also
+# without a GPU. --only tests data loader ... runs the parts of these kinds. Exit status 0 unless every part failed.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_suite.sh OUT}"
 out=$(cd "$1" && pwd)

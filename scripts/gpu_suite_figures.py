@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,9 +32,11 @@ def result_of(output: str) -> dict[str, Any] | None:
 
 def figures_of(part: Part, output: str, places: Places) -> Figures:
     """The figures of a part that ended, well or not; none where it left none."""
-    readers: Mapping[str, Callable[[Path], Figures]] = {"tests": _of_tests, "training": _of_training}
-    if part.kind in readers:
-        return readers[part.kind](places.tests if part.kind == "tests" else places.training)
+    if part.kind == "training":
+        return _of_training(places.training)
+    if part.kind in ("tests", "compiled"):
+        account = places.tests if part.kind == "tests" else places.compiled_tests
+        return _of_tests(account) or _of_lines(output)
     result = result_of(output)
     if result is None:
         return {}
@@ -85,6 +86,14 @@ def _of_tests(path: Path) -> Figures:
     except ElementTree.ParseError:  # the tests were stopped while they wrote it
         return {}
     return {name: sum(int(suite.get(name, "0")) for suite in suites) for name in COUNTED}
+
+
+def _of_lines(output: str) -> Figures:
+    """What pytest -v said of each test until its time ran out."""
+    words = {"passed": " PASSED", "failures": " FAILED", "errors": " ERROR"}
+    lines = [line for line in output.splitlines() if "::" in line]
+    found = {name: sum(word in line for line in lines) for name, word in words.items()}
+    return found if any(found.values()) else {}
 
 
 def _of_training(folder: Path) -> Figures:

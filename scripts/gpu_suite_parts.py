@@ -34,6 +34,11 @@ class Places:
         return self.out / "tests.xml"
 
     @property
+    def compiled_tests(self) -> Path:
+        """The same for the tests that wait for the compiler."""
+        return self.out / "tests_compiled.xml"
+
+    @property
     def trace(self) -> Path:
         """The profiler's trace, for chrome://tracing or Perfetto."""
         return self.out / "trace.json.gz"
@@ -127,7 +132,11 @@ def parts_of(places: Places, *, small: bool) -> tuple[Part, ...]:
         *_variants(sizes),
     )
     if not small:
-        return parts
+        compiled = _tests(places.compiled_tests, "compiled", "tests/gpu")
+        return (
+            *parts,
+            Part(name="tests of compiled branches", kind="compiled", words=compiled, limit_s=300),
+        )
     kinds = [part.kind for part in parts]
     return tuple(part for place, part in enumerate(parts) if part.kind not in kinds[:place])
 
@@ -137,14 +146,12 @@ def _python(script: str, *words: str) -> tuple[str, ...]:
 
 
 def _before(places: Places, sizes: Sizes, *, small: bool) -> tuple[Part, ...]:
-    junit = ("-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={places.tests}")
-    tests = ("pytest", "-q", *junit, "--continue-on-collection-errors", *sizes.tests)
     data = ("--data", str(places.data), *(["--small"] if small else []))
     return (
         Part(
             name="tests marked gpu",
             kind="tests",
-            words=(sys.executable, "-m", *tests),
+            words=_tests(places.tests, "not compiled", *sizes.tests),
             limit_s=150,
             is_timed=False,
         ),
@@ -156,6 +163,12 @@ def _before(places: Places, sizes: Sizes, *, small: bool) -> tuple[Part, ...]:
             is_timed=False,
         ),
     )
+
+
+def _tests(account: Path, which: str, *folders: str) -> tuple[str, ...]:
+    """-v: the log has a line per test, also where the part's time runs out."""
+    words = ("-m", "gpu", "-k", which, "-p", "no:cacheprovider", f"--junitxml={account}")
+    return (sys.executable, "-m", "pytest", "-v", *words, "--continue-on-collection-errors", *folders)
 
 
 def _benchmark(name: str, kind: str, *words: str, limit_s: float = 60) -> Part:

@@ -146,6 +146,17 @@ def test_tests_are_counted_over_the_suites(places: Places) -> None:
     assert gpu_suite_figures.figures_of(tests, "", places) == expected
     places.tests.write_text("<testsuites><testsuite")
     assert gpu_suite_figures.figures_of(tests, "", places) == {}
+    lines = "a.py::one PASSED [ 1%]\na.py::two[x] PASSED\na.py::three FAILED\na.py::four \n"
+    assert gpu_suite_figures.figures_of(tests, lines, places) == {"passed": 2, "failures": 1, "errors": 0}
+
+
+def test_tests_that_wait_for_the_compiler_have_a_part_and_an_account_of_their_own(places: Places) -> None:
+    whole = {one.kind: one for one in reversed(parts_of(places, small=False))}
+    words = whole["tests"].words, whole["compiled"].words
+    assert [one[one.index("-k") + 1] for one in words] == ["not compiled", "compiled"]
+    places.compiled_tests.write_text('<testsuites><testsuite tests="3" failures="1"/></testsuites>')
+    assert gpu_suite_figures.figures_of(whole["compiled"], "", places)["failures"] == 1
+    assert "compiled" not in {one.kind for one in parts_of(places, small=True)}
 
 
 def test_a_training_gives_its_last_epoch_and_its_dice(places: Places) -> None:

@@ -19,7 +19,8 @@ from scripts.ensemble import on_the_scan
 from scripts.final_validation import FOLDER, PROBABILITIES
 from scripts.members import fold_folder
 from scripts.model_run import ModelRun, find_checkpoint, open_model, planned_spacing_mm
-from scripts.prepared_prediction import mask_file
+from scripts.prepared_prediction import mask_file, network_input
+from scripts.previous_stage import noted_previous_stage
 from utils.contracts import Plan, Prediction
 from utils.options import describe
 from utils.run_log import progress
@@ -34,6 +35,9 @@ def reason_not_to_pair(first: Candidate, second: Candidate) -> str:
     different = [name for name in ALIKE if values[name] != others[name]]
     if different:
         return f"they were validated with different --{', --'.join(different)}"
+    cascades = [one for one in (first, second) if one.pool.plan.prior_labels]
+    if len({noted_previous_stage(one.results[0]) for one in cascades}) > 1:
+        return "they are cascades with different previous stages"
     return ""
 
 
@@ -81,7 +85,7 @@ class FoldAnswers:
             probs = read_array(path).astype(np.float32)
         else:
             run = self._model(pooled.fold)
-            image, spacing_mm = read_array(case.image), planned_spacing_mm(case.footprint)
+            image, spacing_mm = network_input(case, run.plan), planned_spacing_mm(case.footprint)
             probs = run.predict(image, case.case_id, spacing_mm).label_probs
         told = np.array(pooled.class_probs) if pooled.class_probs else None
         prediction = Prediction(case_id=case.case_id, label_probs=probs, class_probs=told)

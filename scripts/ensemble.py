@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_preprocessing.prepare import PreparedArrays
-from data_preprocessing.restore import painted_regions, restore_label, restore_map
+from data_preprocessing.restore import painted_regions, restore_label, restore_probabilities
 from nnunet.case_features import weights_hash
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
 from scripts.classifier_files import BRANCH
@@ -26,18 +26,20 @@ MEANING = (  # of a plan: what its probabilities are about, which has to be the 
     "class_names",
     "ignore_label",
 )
+SAME_INPUT = (*PREPARATION, "prior_labels")  # of a plan: what decides the channels that a model sees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Alike:
-    """Models whose volumes are prepared alike, and the weight of each."""
+    """Models that see the same input, and the place and weight of each."""
 
     runs: tuple[ModelRun, ...]
     weights: tuple[float, ...]
+    members: tuple[Member, ...]
 
     @property
     def plan(self) -> Plan:
-        """The plan of the first; the others prepare as it does."""
+        """The plan of the first; the others see what it does."""
         return self.runs[0].plan
 
     def predict(self, image: np.ndarray, case_id: str, spacing_mm: Spacing) -> Prediction:
@@ -89,6 +91,11 @@ class Ensemble:
         return tuple(run for group in self.groups for run in group.runs)
 
     @property
+    def second_stages(self) -> tuple[Member, ...]:
+        """The members whose input is the answer of a previous stage."""
+        return tuple(member for group in self.groups if group.plan.prior_labels for member in group.members)
+
+    @property
     def has_masks(self) -> bool:
         """Whether masks are wanted."""
         return self.predictor != CLASSIFICATION
@@ -137,9 +144,9 @@ def on_the_scan(
     if not has_masks:
         return replace(prediction, label_probs=np.zeros((0, 0, 0, 0), np.float32))
     probs = np.empty((len(prediction.label_probs), *footprint.native_shape), np.float32)
-    for index, channel in enumerate(prediction.label_probs):
-        outside = 1.0 if index == 0 and not plan.regions else 0.0
-        probs[index] = restore_map(channel, footprint, outside=outside)
+    channels = restore_probabilities(prediction.label_probs, footprint, has_background=not plan.regions)
+    for index, channel in enumerate(channels):
+        probs[index] = channel
     return replace(prediction, label_probs=probs)
 
 
@@ -164,8 +171,8 @@ def open_ensemble(options: RunOptions) -> Ensemble:
 
 
 def _groups(members: Sequence[Member], runs: Sequence[ModelRun]) -> tuple[Alike, ...]:
-    """The runs by their preparation, in the order of their first members."""
-    keys = [tuple(getattr(run.plan, name) for name in PREPARATION) for run in runs]
+    """The runs by what they see, in the order of their first members."""
+    keys = [tuple(getattr(run.plan, name) for name in SAME_INPUT) for run in runs]
     groups = []
     for key in dict.fromkeys(keys):
         places = [place for place, other in enumerate(keys) if other == key]
@@ -173,6 +180,7 @@ def _groups(members: Sequence[Member], runs: Sequence[ModelRun]) -> tuple[Alike,
             Alike(
                 runs=tuple(runs[place] for place in places),
                 weights=tuple(members[place].weight for place in places),
+                members=tuple(members[place] for place in places),
             )
         )
     return tuple(groups)

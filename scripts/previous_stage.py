@@ -33,20 +33,41 @@ def write_previous_stage(folder: Path, previous: Path) -> None:
 
 
 def find_previous_stage(options: RunOptions, members: Sequence[Member]) -> Path:
-    """The results of the previous stage: --previous_stage, or those noted beside the models or above them.
+    """The results of the previous stage: --previous_stage, or those noted beside the `members` or above them.
 
-    UserError where there is no note and no option.
+    All members are second stages. UserError where one has no note and there is no option, or where their
+    notes name different results.
     """
     if options.previous_stage is not None:
         return options.previous_stage
-    results = members[0].results.resolve()
-    for folder in (results, results.parent):
+    noted = {member.checkpoint: _noted(member) for member in members}
+    (first, path), *others = noted.items()
+    for checkpoint, other in others:
+        if other != path:
+            raise UserError(
+                f"The previous stage of {first} is {path}, that of {checkpoint} is {other}. A prediction has "
+                "one: give second stages of the same cascade, or one --previous_stage for all."
+            )
+    return path
+
+
+def _noted(member: Member) -> Path:
+    path = noted_previous_stage(member.results)
+    if path is None:
+        raise UserError(
+            f"{member.checkpoint} is the second stage of a cascade, but {member.results.resolve()} does not "
+            "name the first. Give its results folder as --previous_stage."
+        )
+    return path
+
+
+def noted_previous_stage(results: Path) -> Path | None:
+    """The results of the previous stage that a note beside those of the last stage, or above them, names."""
+    here = results.resolve()
+    for folder in (here, here.parent):
         if (folder / FILE).is_file():
             return (folder / read_record(PreviousStage, folder / FILE).results).resolve()
-    raise UserError(
-        f"{members[0].checkpoint} is the second stage of a cascade, but {results} does not name the first. "
-        "Give its results folder as --previous_stage."
-    )
+    return None
 
 
 def _same_folds(path: Path, members: Sequence[Member]) -> tuple[int, ...]:
@@ -110,23 +131,25 @@ def open_stages(options: RunOptions) -> Stages:
     if not cascades:
         if options.previous_stage is not None:
             raise UserError(
-                "--previous_stage is for the second stage of a cascade; this model has one stage."
+                "--previous_stage is for the second stage of a cascade; there is none among these models."
             )
         return Stages(last=last)
-    path = find_previous_stage(options, last.members)
+    path = find_previous_stage(options, last.second_stages)
     first = replace(
         options,
         members=(path,),
-        folds=_same_folds(path, last.members),
+        folds=_same_folds(path, last.second_stages),
         ckpt_path=None,
         predictor=SEGMENTATION,
         previous_stage=None,
     )
     previous = open_ensemble(first)
     labels = previous.plan.label_names[: previous.plan.num_labels]
-    if len(previous.plans) > 1 or any(plan.label_names[: plan.num_labels] != labels for plan in cascades):
+    is_one = len(previous.plans) == 1 and not previous.second_stages
+    if not is_one or any(plan.label_names[: plan.num_labels] != labels for plan in cascades):
         raise DatasetError(
-            f"{path} is not the previous stage of {last.members[0].checkpoint}: it should hold models of one "
-            f"preparation, with the labels {', '.join(cascades[0].label_names[: cascades[0].num_labels])}."
+            f"{path} is not the previous stage of {last.second_stages[0].checkpoint}: it should hold first "
+            "stages of one preparation, with the labels "
+            f"{', '.join(cascades[0].label_names[: cascades[0].num_labels])}."
         )
     return Stages(last=last, previous=previous)

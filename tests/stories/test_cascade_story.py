@@ -1,5 +1,6 @@
 """A cascade of two folds from one command to the masks of raw scans."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from data_preprocessing.volume_io import read_label_volume
-from scripts import cascade, inference, preprocess, train
+from scripts import best_configuration, cascade, crossval, inference, preprocess, train
+from scripts.best_candidates import read_candidate
+from scripts.best_configuration import BestOptions, prediction_command
 from scripts.crossval_words import words_for_folds
 from scripts.fold_data import read_fold
 from scripts.prepared_prediction import network_input
@@ -131,12 +134,32 @@ def test_raw_scans_pass_through_both_stages(trained: Trained, phantom: "Phantom"
     assert not all(np.array_equal(one, other) for one, other in zip(found, one_fold, strict=True))
 
 
+def test_the_best_of_all_stages_and_their_pairs_is_found_and_predicts(
+    trained: Trained, phantom: "Phantom", tmp_path: Path
+) -> None:
+    """No fold kept its probabilities, so each pair computes them on what its models see."""
+    names = ("full", "cascade", "lowres")
+    words = [*trained.words, "--results", str(trained.results / "full")]
+    full = read_command(words, program="crossval.py", description="").options
+    crossval.run(full, words_for_folds(words), InHouse())
+    results = tuple(trained.results / name for name in names)
+    best = BestOptions(results=results, output=tmp_path / "best", device="cpu")
+    assert len(read_json(best_configuration.run(best))["all_results"]) == 6
+    first, second, _ = (read_candidate(path, None, (), "cpu") for path in results)
+    pair = replace(first, results=(*first.results, *second.results))
+    command = prediction_command(pair, results[0] / "postprocessing.json", ())
+    words = shlex.split(command.replace("INPUT", str(phantom.raw / "test")))[2:-1]
+    words += [str(tmp_path / "out"), "--device", "cpu"]
+    inference.run(read_command(words, program="main.py", description="").options)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
 def test_what_cannot_be_a_previous_stage_is_refused(
     trained: Trained, phantom: "Phantom", tmp_path: Path
 ) -> None:
     scans = ("--exec_mode", "predict", "-i", str(phantom.raw / "test"), "-o", str(tmp_path / "o"))
     lowres = trained.options(*scans, "--results", str(trained.results / "lowres" / "fold_0"))
-    with pytest.raises(UserError, match="has one stage"):
+    with pytest.raises(UserError, match="there is none among these models"):
         inference.run(replace(lowres, previous_stage=trained.results / "lowres"))
     moved = Path(shutil.copytree(trained.results / "cascade" / "fold_0", tmp_path / "moved"))
     with pytest.raises(UserError, match="does not name the first"):

@@ -42,7 +42,7 @@ class SuiteOptions:
     """Where the results go, and how much time there is."""
 
     out: Path
-    """Folder for gpu_suite.json, gpu_suite.txt, gpu_suite.log, tests.xml, tests_compiled.xml and trace.json.gz."""
+    """Folder for gpu_suite.json, gpu_suite.txt, gpu_suite.log, the tests' accounts and trace.json.gz."""
     small: bool = False
     """Tiny shapes and one part of each kind: tries the suite itself, without a GPU as well."""
     only: tuple[str, ...] = ()

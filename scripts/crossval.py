@@ -21,7 +21,7 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.prepared_folder import SPLITS
 from utils.run_log import RUN_SUMMARY, RunLog, say
-from utils.splits import Fold, write_folds
+from utils.splits import write_folds
 
 if TYPE_CHECKING:
     from scripts.fold_data import FoldCases
@@ -45,16 +45,23 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
     `words` are what main.py is told beside the fold. FailedFoldsError where a fold could not be trained.
     """
     # Imported here: --help must not wait for torch.
-    from scripts.crossval_folds import finished_folds, refuse_other_cases, refuse_other_options
+    from scripts.crossval_folds import (
+        finished_folds,
+        refuse_other_cases,
+        refuse_other_options,
+        refuse_other_plan,
+    )
     from scripts.crossval_scores import pool_scores
     from scripts.members import fold_folders
 
     _refuse_unfit(options)
-    folds = _folds_of(options)
+    cases = _cases_of(options)
+    folds = cases.folds
     wanted = _wanted(options, len(folds))
     for fold, folder in fold_folders(options.results).items():
         if fold < len(folds):
             refuse_other_options(options, folder)
+            refuse_other_plan(cases.plan, f"--plan {options.plan} of {cases.folder}", folder)
             refuse_other_cases(folds, fold, folder)
     jobs = _jobs(options, wanted, words)
     write_folds(options.results / SPLITS, folds)
@@ -65,12 +72,12 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
         return pool_scores(options, finished_folds(options.results, len(folds)), run_log)
 
 
-def _folds_of(options: RunOptions) -> tuple[Fold, ...]:
-    """All folds of the dataset; each that is to be trained is checked before the first one starts."""
+def _cases_of(options: RunOptions) -> FoldCases:
+    """All folds and their plan; each that is to be trained is checked before the first one starts."""
     first = _fold_cases(options, 0)
     for fold in _wanted(options, len(first.folds)):
         _fold_cases(options, fold)
-    return first.folds
+    return first
 
 
 def _fold_cases(options: RunOptions, fold: int) -> FoldCases:

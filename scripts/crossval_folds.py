@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet.training.checkpoint import changed_fields, read_checkpoint
 from nnunet.training.trainer import kept_checkpoints, last_checkpoint
 from scripts.members import METRICS_FILE, fold_folder
 from scripts.run_options import RunOptions
+from utils.contracts import Plan
 from utils.errors import DatasetError, UserError
 from utils.options import describe
 from utils.prepared_folder import SPLITS
 from utils.run_log import read_log
 from utils.splits import Fold, read_folds
-from utils.storage import read_json
+from utils.storage import read_json, to_plain
 
+LONGEST_VALUE = 40  # characters of a plan's field that a message repeats
 FoldState = Literal["absent", "interrupted", "finished"]
 
 # Where a fold was trained, how fast, and what it keeps: nothing that it learned from.
@@ -82,6 +85,30 @@ def refuse_other_options(options: RunOptions, folder: Path) -> None:
             f"{folder} was trained with other options: {', '.join(changed)}. Give the same options, or "
             "another --results."
         )
+
+
+def refuse_other_plan(plan: Plan, source: str, folder: Path) -> None:
+    """DatasetError that names what differs, if the fold in `folder` was trained by another plan than `plan`.
+
+    `source` says where that plan comes from. A batch or patch that a dry step lowered is no difference.
+    """
+    from scripts.dry_step import plan_asked_for
+
+    kept = kept_checkpoints(folder)
+    if not kept:
+        return
+    stored, now = plan_asked_for(read_checkpoint(kept[-1]), plan), to_plain(plan)
+    if changed := [_change(name, stored.get(name), now[name]) for name in changed_fields(Plan, stored, now)]:
+        raise DatasetError(
+            f"{folder} was trained with another plan than {source} is now: {', '.join(changed)}. Folds of "
+            "two plans are not scored together. Bring back the former plan, or give another --results."
+        )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """The field with both values, where these are short."""
+    texts = [_text(value) for value in (before, now)]
+    return name if max(map(len, texts)) > LONGEST_VALUE else f"{name} {texts[0]} (now {texts[1]})"
 
 
 def refuse_other_cases(folds: Sequence[Fold], fold: int, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
@@ -222,6 +222,18 @@ def _as_recorded(fitted: Fitted, checkpoint: Path) -> Fitted:
     used = from_plain(StepSize, sizes["used"], source=f"{checkpoint}: {Lowered.__qualname__}")
     plan = from_plain(Plan, content[MODEL_KEY]["plan"], source=f"{checkpoint}: plan")
     return _with_size(fitted, plan, used)
+
+
+def plan_asked_for(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The plan that a checkpoint was to be trained with, in plain values: what a dry step lowered is undone.
+
+    A shorter patch may have fewer stages; those before are not on record and are taken to be those of `plan`.
+    """
+    stored = dict(content.get(MODEL_KEY, {}).get("plan", {}))
+    sizes = content.get("callbacks", {}).get(Lowered.__qualname__)
+    if sizes is not None and sizes["asked"]["patch"] != sizes["used"]["patch"]:
+        stored |= {"patch": sizes["asked"]["patch"], "stages": to_plain(plan.stages)}
+    return stored
 
 
 def _with_size(fitted: Fitted, plan: Plan, used: StepSize) -> Fitted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, final
@@ -100,8 +100,7 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
     changed = [
         f"{part}.{name}"
         for part, record in (("plan", Plan), ("architecture", Architecture))
-        for name, value in card[part].items()
-        if _told((_defaults(record) | stored.get(part, {})).get(name)) != _told(value)
+        for name in changed_fields(record, stored.get(part, {}), card[part])
     ]
     if not changed and (others := set(checkpoint["state_dict"]) ^ set(weights)):
         is_balance = all(name.startswith(LOSS_PREFIX) for name in others)
@@ -111,6 +110,15 @@ def refuse_other_model(checkpoint: dict[str, Any], card: dict[str, Any], weights
             f"The checkpoint was trained with another {', '.join(changed)}. "
             "Resume with the options of that run, or train into another results folder."
         )
+
+
+def changed_fields(record: type, stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields of a `record` in plain values that were otherwise when it was stored.
+
+    What an older program did not know to write has its default.
+    """
+    before = _defaults(record) | dict(stored)
+    return [name for name, value in now.items() if _told(before.get(name)) != _told(value)]
 
 
 def _told(value: Any) -> Any:

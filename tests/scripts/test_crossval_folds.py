@@ -1,23 +1,30 @@
 """What is left to do of a cross-validation, from files alone."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from nnunet.options import OptimiserOptions, TrainingOptions
+from nnunet.training.checkpoint import MODEL_KEY
 from scripts.crossval_folds import (
     finished_folds,
     fold_state,
     refuse_other_cases,
     refuse_other_options,
+    refuse_other_plan,
 )
 from scripts.run_options import RunOptions
+from utils.contracts import Plan
 from utils.errors import DatasetError, UserError
 from utils.options import describe
 from utils.run_log import RunLog
 from utils.splits import Fold, write_folds
+from utils.storage import to_plain
 
 
 def touch(path: Path, seconds: float) -> None:
@@ -79,3 +86,42 @@ def test_a_fold_that_held_out_other_cases_is_refused(tmp_path: Path) -> None:
         refuse_other_cases((folds[1], folds[0]), 1, tmp_path)
     with pytest.raises(DatasetError, match="fold 2 has other cases"):
         refuse_other_cases((*folds, folds[0]), 2, tmp_path)
+
+
+def save_plan(folder: Path, plan: Plan, sizes: dict[str, Any] | None = None) -> None:
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    callbacks = {} if sizes is None else {"Lowered": sizes}
+    torch.save({"state_dict": {}, MODEL_KEY: {"plan": to_plain(plan)}, "callbacks": callbacks}, path)
+
+
+def test_a_fold_of_another_plan_is_told_with_what_differs(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make_plan()
+    refuse_other_plan(plan, "--plan default", tmp_path)  # never trained
+    save_plan(tmp_path, plan)
+    refuse_other_plan(plan, "--plan default", tmp_path)
+    intensity = (replace(plan.intensity[0], mean=1.0),)
+    other = replace(plan, patch=(4, 16, 32), intensity=intensity)
+    with pytest.raises(DatasetError, match=r"is now: patch 4 16 16 \(now 4 16 32\), intensity\. Folds"):
+        refuse_other_plan(other, "--plan default", tmp_path)
+
+
+def test_a_fold_whose_patch_a_dry_step_lowered_has_the_plan_that_it_was_asked_for(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make_plan()
+    asked, used = ({"batch_size": 2, "patch": patch} for patch in ([4, 16, 16], [4, 8, 16]))
+    save_plan(
+        tmp_path, replace(plan, patch=(4, 8, 16), stages=plan.stages[:2]), {"asked": asked, "used": used}
+    )
+    refuse_other_plan(plan, "--plan default", tmp_path)
+    for changed in (replace(plan, patch=(4, 16, 32)), replace(plan, patch=(4, 8, 16))):
+        with pytest.raises(DatasetError, match=r"patch 4 16 16 \(now "):
+            refuse_other_plan(changed, "--plan default", tmp_path)
+    save_plan(
+        tmp_path, replace(plan, stages=plan.stages[:2]), {"asked": asked, "used": asked | {"batch_size": 1}}
+    )
+    with pytest.raises(DatasetError, match=r"is now: stages\."):
+        refuse_other_plan(plan, "--plan default", tmp_path)

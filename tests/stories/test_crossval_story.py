@@ -187,6 +187,27 @@ def test_other_options_or_other_folds_than_those_of_a_trained_fold_are_refused(t
     assert trainer.jobs == []
 
 
+def test_folds_of_two_plans_are_not_mixed(two_folds: TwoFolds, tmp_path: Path) -> None:
+    """One fold is trained, its plan is edited, and the other fold is to be trained."""
+    results, data = tmp_path / "results", tmp_path / "prepared"
+    shutil.copytree(two_folds.volumes / "fold_0", results / "fold_0")
+    shutil.copytree(two_folds.data / f"{TASK}_3d", data / f"{TASK}_3d")
+    file = data / f"{TASK}_3d" / "plan.json"
+    plan = read_json(file)
+    trainer = InHouse()
+    stages = [plan["stages"][0] | {"channels": 12}, *plan["stages"][1:]]
+    write_json(file, plan | {"stages": stages, "batch_size": plan["batch_size"] + 1})
+    with pytest.raises(
+        DatasetError, match=r"fold_0 was trained with another plan than --plan default"
+    ) as told:
+        run_crossval(words_of(data, "--npz"), results, trainer)
+    batch = plan["batch_size"]
+    assert f"is now: batch_size {batch} (now {batch + 1}), stages." in str(told.value)
+    assert trainer.jobs == []
+    write_json(file, plan)
+    run_crossval(words_of(data, "--npz", "--folds", "0"), results, trainer)
+
+
 @pytest.mark.parametrize(
     "flags", [["--fold", "1"], ["--resume_training"], ["--no_save_ckpt"], ["--exec_mode", "predict"]]
 )

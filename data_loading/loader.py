@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
@@ -22,6 +23,8 @@ from data_loading.sources import SourceSettings, VolumeSource, WindowSource
 from data_loading.targets import TargetRule
 from utils.contracts import Batch
 from utils.errors import DatasetError
+
+PAGE_LOCKED = 3  # kDLCUDAHost of DLPack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +200,14 @@ def _short_hash(text: str) -> str:
 
 
 def _as_tensor(output: Any) -> Tensor:
-    """A DALI output as a torch tensor on the same device, without a copy."""
-    return torch.from_dlpack(output.as_tensor())
+    """A DALI output as a torch tensor on the same device, without a copy.
+
+    Except for page-locked memory of the host, which torch does not take from another library.
+    """
+    tensor = output.as_tensor()
+    if tensor.__dlpack_device__()[0] == PAGE_LOCKED:
+        return torch.from_numpy(np.array(tensor))
+    return torch.from_dlpack(tensor)
 
 
 def _channels_first(image: Tensor, shard: Shard) -> Tensor:

@@ -1,4 +1,4 @@
-"""What makes a resumed run equal, bit by bit, to one that was never interrupted."""
+"""What makes a resumed run equal to one that was never interrupted; on the CPU bit by bit."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_loading import loader as loader_module
 from data_loading.data_module import DataModule
 from data_loading.loader import Shard, TrainingLoader, VolumeLoader
 from data_loading.patches import SamplingRule
@@ -117,6 +118,21 @@ def test_the_last_samples_of_every_batch_show_foreground(
     shown = torch.stack([(batch.label[0] > 0).flatten(1).any(1) for batch in take(loader, 16)])
     assert shown[:, batch_size - forced :].all()
     assert not shown[:, : batch_size - forced].all()
+
+
+def test_page_locked_memory_is_copied_as_torch_takes_it_from_no_other_library() -> None:
+    class Locked:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return loader_module.PAGE_LOCKED, 0
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
+            return np.arange(3, dtype=dtype)
+
+    class Output:
+        def as_tensor(self) -> Locked:
+            return Locked()
+
+    assert loader_module._as_tensor(Output()).tolist() == [0, 1, 2]
 
 
 # --- epochs and ranks --------------------------------------------------------------------------------------

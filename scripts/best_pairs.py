@@ -20,7 +20,7 @@ from scripts.final_validation import FOLDER, PROBABILITIES
 from scripts.members import fold_folder
 from scripts.model_run import ModelRun, find_checkpoint, open_model, planned_spacing_mm
 from scripts.prepared_prediction import mask_file, network_input
-from scripts.previous_stage import noted_previous_stage
+from scripts.stage_notes import find_note
 from utils.contracts import Plan, Prediction
 from utils.options import describe
 from utils.run_log import progress
@@ -35,8 +35,8 @@ def reason_not_to_pair(first: Candidate, second: Candidate) -> str:
     different = [name for name in ALIKE if values[name] != others[name]]
     if different:
         return f"they were validated with different --{', --'.join(different)}"
-    cascades = [one for one in (first, second) if one.pool.plan.prior_labels]
-    if len({noted_previous_stage(one.results[0]) for one in cascades}) > 1:
+    notes = [find_note(one.results[0]) for one in (first, second) if one.pool.plan.prior_labels]
+    if len({note.results if note else None for note in notes}) > 1:
         return "they are cascades with different previous stages"
     return ""
 

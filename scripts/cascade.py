@@ -56,7 +56,7 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
     prepared, or where a case is held out by no fold.
     """
     from scripts.fold_data import prepared_folder, read_fold
-    from scripts.previous_stage import write_previous_stage
+    from scripts.stage_notes import write_previous_stage
 
     base = _checked(options, prepared_folder(options))
     lowres, cascade = options.results / LOWRES, options.results / CASCADE

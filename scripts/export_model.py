@@ -17,7 +17,8 @@ from utils.storage import file_hash
 DESCRIPTION = (
     "Pack a trained model into one archive: the weights of the best checkpoint as safetensors, the averaged "
     "ones where the run kept them, with plan, architecture, classes, scores, postprocessing and classical "
-    "classifiers as JSON. Of a cross-validation all finished folds, or those of --folds."
+    "classifiers as JSON. Of a cross-validation all finished folds, or those of --folds; of a cascade both "
+    "stages."
 )
 
 
@@ -31,6 +32,8 @@ class ExportOptions:
     """Folds of a cross-validation; unset: all that are finished."""
     ckpt_path: Path | None = None
     """Checkpoint of a training; unset: the best one in --results."""
+    previous_stage: Path | None = None
+    """Results of the first stage of a cascade; unset: those that previous_stage.json names."""
     output: Path = Path("model.zip")
     """The archive to write."""
     overwrite: bool = False
@@ -40,7 +43,7 @@ class ExportOptions:
 def run(options: ExportOptions) -> Path:
     """Write the archive and return its path; UserError and its kinds where that is impossible."""
     # Imported here: --help must not wait for torch.
-    from scripts.members import find_members, results_of
+    from scripts.members import results_of
     from scripts.model_packing import pack_models
     from scripts.run_options import RunOptions
 
@@ -48,8 +51,10 @@ def run(options: ExportOptions) -> Path:
         raise UserError(f"{options.output} is there already; --overwrite to replace it.")
     checkpoint = options.ckpt_path
     results = options.results if checkpoint is None else results_of(checkpoint)
-    chosen = RunOptions(results=results, folds=options.folds, ckpt_path=checkpoint)
-    card = pack_models(find_members(chosen), results, options.output)
+    chosen = RunOptions(
+        results=results, folds=options.folds, ckpt_path=checkpoint, previous_stage=options.previous_stage
+    )
+    card = pack_models(chosen, options.output)
     names = ", ".join(model.folder or "one model" for model in card.models)
     cases = {case for model in card.models for case in model.card["training_cases"]}
     say(f"{options.output}: {names}, {sum(file.size for file in card.files) / 1e6:.1f} MB.")

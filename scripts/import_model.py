@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_preprocessing.archives import UNPACKING, install_folder, refuse_small_disk
 from scripts.download_transfer import SCHEMES, check_digest, download
-from scripts.model_archive import open_archive
+from scripts.model_archive import ModelCard, open_archive
 from utils.command import run_command
 from utils.errors import DatasetError, UserError
 from utils.options import parse
@@ -64,10 +64,17 @@ def run(options: ImportOptions) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
     if is_fresh:
         archive.unlink()
-    num_models = len(opened.card.models)
-    say(f"{options.results}: {num_models} model{'s' if num_models > 1 else ''} of {opened.card.dataset}.")
+    say(f"{options.results}: {_told(opened.card)} of {opened.card.dataset}.")
     print(f"python main.py --exec_mode predict --results {options.results} -i SCANS -o PREDICTIONS")
     return options.results
+
+
+def _told(card: ModelCard) -> str:
+    """How many models there are."""
+    num_previous = sum(model.is_previous for model in card.models)
+    number = len(card.models) - num_previous
+    before = f", and {num_previous} of their previous stage," if num_previous else ""
+    return f"{number} model{'s' if number > 1 else ''}{before}"
 
 
 def _refuse_odd_options(options: ImportOptions) -> None:

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_preprocessing.archives import ArchiveLimits
+from scripts.stage_notes import NOTE
 from utils.errors import DatasetError, StorageFault
 from utils.storage import from_plain, parse_json
 
 CARD = "model.json"
 FORMAT = 1
 # What an archive may hold beside its card; the names are those of a results folder.
+PREVIOUS = "previous_stage"  # the folder of a cascade's first stage; NOTE names it
 MEMBER = re.compile(
-    r"(fold_[0-9]{1,3}/)?(checkpoints/model\.safetensors|classifier/[a-z]{1,32}(_scores)?\.json"
-    r"|postprocessing\.json|final_metrics\.json|splits_final\.json)"
+    rf"({PREVIOUS}/)?(fold_[0-9]{{1,3}}/)?(checkpoints/model\.safetensors|classifier/[a-z]{{1,32}}(_scores)?\.json"
+    rf"|postprocessing\.json|final_metrics\.json|splits_final\.json)|{re.escape(NOTE)}"
 )
 WEIGHTS = "checkpoints/model.safetensors"
 LIMITS = ArchiveLimits(max_members=1000, max_bytes=2**34)  # 16 GiB: ten folds of a very large network
@@ -57,6 +59,11 @@ class ArchivedModel:
     def prefix(self) -> str:
         """What the names of its files begin with."""
         return f"{self.folder}/" if self.folder else ""
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether it is of a cascade's first stage."""
+        return self.prefix.startswith(f"{PREVIOUS}/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,21 @@ from nnunet.training.checkpoint import TrainedModel, load_model, model_card
 from nnunet.training.portable import write_portable
 from scripts.classifier_files import FOLDER as CLASSIFIERS
 from scripts.classifier_files import SCORES_SUFFIX
-from scripts.members import FOLD_FOLDER, METRICS_FILE, Member
-from scripts.model_archive import CARD, FORMAT, MEMBER, WEIGHTS, ArchivedFile, ArchivedModel, ModelCard
+from scripts.members import FOLD_FOLDER, METRICS_FILE, Member, find_members, results_of
+from scripts.model_archive import (
+    CARD,
+    FORMAT,
+    MEMBER,
+    PREVIOUS,
+    WEIGHTS,
+    ArchivedFile,
+    ArchivedModel,
+    ModelCard,
+)
 from scripts.model_postprocessing import FILE as POSTPROCESSING
+from scripts.previous_stage import find_previous_stage, previous_options
+from scripts.run_options import RunOptions
+from scripts.stage_notes import NOTE, write_previous_stage
 from utils.prepared_folder import SPLITS
 from utils.run_log import say
 from utils.storage import atomic_file, file_hash, read_json, read_record, to_plain, write_json
@@ -40,33 +52,70 @@ class _Packed:
     source: Path
 
 
-def pack_models(members: Sequence[Member], results: Path, output: Path) -> ModelCard:
-    """Write the models of a results folder to `output` and return the archive's card.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """Models of one results folder, each with the archive's folder for it."""
+
+    members: dict[str, Member]
+    results: Path
+    prefix: str = ""
+
+
+def pack_models(options: RunOptions, output: Path) -> ModelCard:
+    """Write the models of --ckpt_path or of --results to `output` and return the archive's card.
 
     A fold keeps its folder; what belongs to all folds (postprocessing, splits) lies beside them. Scores are
     packed without the paths of this machine. A classical classifier of other weights is left out, and said.
+    The first stage of a cascade goes along: the same folds where there are such, else all. UserError where
+    nothing names it.
     """
     with tempfile.TemporaryDirectory(prefix="model_export_") as scratch:
-        packed: list[_Packed] = []
-        models: list[ArchivedModel] = []
-        for member in members:
-            folder = _folder_of(member, results)
-            model = load_model(member.checkpoint, torch.device("cpu"))
-            card = model_card(model.plan, model.architecture, model.training_cases)
-            models.append(ArchivedModel(folder=folder, card=card))
-            packed += _packed_model(member, model, models[-1], Path(scratch))
-        packed += _found(results, "", (POSTPROCESSING, SPLITS))
+        members = find_members(options)
+        last = _stage(members, options.results)
+        models, packed = _packed_stage(last, Path(scratch))
+        second = [
+            member
+            for model, member in zip(models, members, strict=True)
+            if model.card["plan"]["prior_labels"]
+        ]
+        if second:
+            more, files = _packed_stage(_stage_before(options, second), Path(scratch))
+            note = Path(scratch) / NOTE
+            write_previous_stage(note.parent, note.parent / PREVIOUS)
+            models += more
+            packed += [*files, _Packed(name=NOTE, source=note)]
         sources = {file.name: file.source for file in packed}
         described = _described(models, sources)
         _write(output, described, sources)
     return described
 
 
-def _folder_of(member: Member, results: Path) -> str:
-    """The folder of a fold of a cross-validation; none for a training."""
-    name = member.results.name
-    is_fold = FOLD_FOLDER.fullmatch(name) and member.results.resolve() != results.resolve()
-    return name if is_fold else ""
+def _stage(members: Sequence[Member], results: Path, prefix: str = "") -> _Stage:
+    """A fold of a cross-validation has a folder, a training has none."""
+    folders: dict[str, Member] = {}
+    for member in members:
+        name = member.results.name
+        is_fold = FOLD_FOLDER.fullmatch(name) and member.results.resolve() != results.resolve()
+        folders[f"{prefix}{name}" if is_fold else prefix.rstrip("/")] = member
+    return _Stage(members=folders, results=results, prefix=prefix)
+
+
+def _stage_before(options: RunOptions, members: Sequence[Member]) -> _Stage:
+    """The first stage of these second ones."""
+    path = find_previous_stage(options, members)
+    results = results_of(path) if path.is_file() else path
+    return _stage(find_members(previous_options(options, path, members)), results, f"{PREVIOUS}/")
+
+
+def _packed_stage(stage: _Stage, scratch: Path) -> tuple[list[ArchivedModel], list[_Packed]]:
+    models: list[ArchivedModel] = []
+    packed: list[_Packed] = []
+    for folder, member in stage.members.items():
+        model = load_model(member.checkpoint, torch.device("cpu"))
+        card = model_card(model.plan, model.architecture, model.training_cases)
+        models.append(ArchivedModel(folder=folder, card=card))
+        packed += _packed_model(member, model, models[-1], scratch)
+    return models, [*packed, *_found(stage.results, stage.prefix, (POSTPROCESSING, SPLITS))]
 
 
 def _packed_model(

@@ -13,9 +13,10 @@ from nnunet.training.portable import read_portable
 from scripts.classifier_files import FOLDER as CLASSIFIERS
 from scripts.classifier_files import SCORES_SUFFIX, ClassicalScores
 from scripts.members import METRICS_FILE
-from scripts.model_archive import CARD, WEIGHTS, ArchivedModel, ModelCard
+from scripts.model_archive import CARD, PREVIOUS, WEIGHTS, ArchivedModel, ModelCard
 from scripts.model_postprocessing import FILE as POSTPROCESSING
 from scripts.model_postprocessing import read_postprocessing
+from scripts.stage_notes import NOTE, PreviousStage
 from utils.contracts import Plan
 from utils.errors import DatasetError
 from utils.prepared_folder import SPLITS
@@ -30,6 +31,7 @@ def check_models(archive: Path, card: ModelCard, folder: Path) -> None:
 
     No network is built for it: a forged plan could ask for more memory than there is.
     """
+    _check_note(archive, card, folder)
     for model in card.models:
         root = folder / model.folder
         described, weights = read_portable(root / WEIGHTS)
@@ -37,7 +39,16 @@ def check_models(archive: Path, card: ModelCard, folder: Path) -> None:
             raise DatasetError(f"{archive}: {CARD} and {model.prefix}{WEIGHTS} describe different models.")
         plan = _check_network(f"{archive}: {model.folder or CARD}", model, weights)
         _check_records(root, plan)
-        _check_records(folder, plan)
+        _check_records(folder / PREVIOUS if model.is_previous else folder, plan)
+
+
+def _check_note(archive: Path, card: ModelCard, folder: Path) -> None:
+    """A first stage is in the archive just where the note is that names it, and nothing elsewhere."""
+    has_note = (folder / NOTE).is_file()
+    if has_note and read_record(PreviousStage, folder / NOTE).results != PREVIOUS:
+        raise DatasetError(f"{archive}: {NOTE} names another place than {PREVIOUS}.")
+    if has_note != any(model.is_previous for model in card.models):
+        raise DatasetError(f"{archive} holds only one of {NOTE} and models in {PREVIOUS}.")
 
 
 def _check_network(source: str, model: ArchivedModel, weights: dict[str, torch.Tensor]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,24 +11,9 @@ from data_preprocessing.previous_stage import prior_label, with_prior
 from scripts.ensemble import Ensemble, ScanAnswer, open_ensemble
 from scripts.members import FOLD_FOLDER, Member, fold_folders
 from scripts.run_options import SEGMENTATION, RunOptions
+from scripts.stage_notes import find_note
 from utils.contracts import Plan
 from utils.errors import DatasetError, UserError
-from utils.storage import read_record, write_json
-
-FILE = "previous_stage.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviousStage:
-    """The content of previous_stage.json: the results of the low resolution, from the folder of the file."""
-
-    results: str
-
-
-def write_previous_stage(folder: Path, previous: Path) -> None:
-    """Note beside the results of a cascade in `folder` which results its input comes from."""
-    relative = os.path.relpath(previous.resolve(), folder.resolve())
-    write_json(folder / FILE, PreviousStage(results=relative))
 
 
 def find_previous_stage(options: RunOptions, members: Sequence[Member]) -> Path:
@@ -52,22 +36,13 @@ def find_previous_stage(options: RunOptions, members: Sequence[Member]) -> Path:
 
 
 def _noted(member: Member) -> Path:
-    path = noted_previous_stage(member.results)
-    if path is None:
+    note = find_note(member.results)
+    if note is None:
         raise UserError(
             f"{member.checkpoint} is the second stage of a cascade, but {member.results.resolve()} does not "
             "name the first. Give its results folder as --previous_stage."
         )
-    return path
-
-
-def noted_previous_stage(results: Path) -> Path | None:
-    """The results of the previous stage that a note beside those of the last stage, or above them, names."""
-    here = results.resolve()
-    for folder in (here, here.parent):
-        if (folder / FILE).is_file():
-            return (folder / read_record(PreviousStage, folder / FILE).results).resolve()
-    return None
+    return note.results
 
 
 def _same_folds(path: Path, members: Sequence[Member]) -> tuple[int, ...]:
@@ -77,6 +52,18 @@ def _same_folds(path: Path, members: Sequence[Member]) -> tuple[int, ...]:
     numbers = [int(match[1]) for match in matches if match]
     is_covered = len(numbers) == len(members) and set(numbers) <= set(there)
     return tuple(dict.fromkeys(numbers)) if is_covered else ()
+
+
+def previous_options(options: RunOptions, path: Path, members: Sequence[Member]) -> RunOptions:
+    """The options that open the models in `path` as the previous stage of `members`."""
+    return replace(
+        options,
+        members=(path,),
+        folds=_same_folds(path, members),
+        ckpt_path=None,
+        predictor=SEGMENTATION,
+        previous_stage=None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,15 +122,7 @@ def open_stages(options: RunOptions) -> Stages:
             )
         return Stages(last=last)
     path = find_previous_stage(options, last.second_stages)
-    first = replace(
-        options,
-        members=(path,),
-        folds=_same_folds(path, last.second_stages),
-        ckpt_path=None,
-        predictor=SEGMENTATION,
-        previous_stage=None,
-    )
-    previous = open_ensemble(first)
+    previous = open_ensemble(previous_options(options, path, last.second_stages))
     labels = previous.plan.label_names[: previous.plan.num_labels]
     is_one = len(previous.plans) == 1 and not previous.second_stages
     if not is_one or any(plan.label_names[: plan.num_labels] != labels for plan in cascades):

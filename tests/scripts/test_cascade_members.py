@@ -14,8 +14,9 @@ from data_preprocessing.scans import read_scans
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
 from scripts.ensemble import on_the_scan
 from scripts.predict_scans import predict_scans
-from scripts.previous_stage import open_stages, write_previous_stage
+from scripts.previous_stage import open_stages
 from scripts.run_options import RunOptions
+from scripts.stage_notes import write_previous_stage
 from tests.scripts.test_ensemble import mask_of, options, save_model, scan
 from utils.contracts import Plan, Prediction
 from utils.errors import UserError

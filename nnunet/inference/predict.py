@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from nnunet.inference.placement import home_of
 from nnunet.inference.sliding_window import Network, WindowRule, predict_volume
 from nnunet.precision import half_type
 from utils.contracts import Prediction
@@ -17,13 +18,15 @@ def predict_case(
     """Label probabilities (L, D, H, W) and class probabilities (K,) of one (C, D, H, W) volume.
 
     With regions the probabilities are those of each region by itself, (R, D, H, W).
-    DatasetError if the network answers with NaN or infinity, so that one bad case does not end a folder.
+    A volume too large for the device stays on the host. DatasetError if the network answers with NaN or
+    infinity, so that one bad case does not end a folder.
     """
+    home = device if rule.coding is None else home_of(image.shape, rule.coding, device)
     # A copy: torch takes no read-only memory, which a mapped file is.
-    volume = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).unsqueeze(0).to(device)
+    volume = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).unsqueeze(0).to(home)
     kind = half_type(device.type) if amp else None
     with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
-        output = predict_volume(network, volume, rule)
+        output = predict_volume(network, volume, rule, device=device)
     if not bool(torch.isfinite(output.label_logits).all()):
         raise DatasetError(
             f"Case {case_id}: the network's output is not finite. Check the scan's intensities."

@@ -97,9 +97,12 @@ def blend_weight(rule: WindowRule) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> VolumeOutput:
-    """Run `network` over (1, C, D, H, W) `volume`, on the volume's device.
+def predict_volume(
+    network: Network, volume: Tensor, rule: WindowRule, *, device: torch.device | None = None
+) -> VolumeOutput:
+    """Run `network` over (1, C, D, H, W) `volume`; its answer lies where the volume lies.
 
+    Windows are taken to `device`, that of the network; None: it is the volume's.
     The volume is padded with zeros, centred, where it is smaller than the patch. Mirrored views are averaged
     as logits. Class probabilities are averaged over windows and views as `rule.class_vote` says: with the
     predicted mass of the lesion (the last label) as weight, a window without lesion has no vote. Where no
@@ -112,12 +115,11 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
     norm = torch.zeros(padded.shape[2:], device=volume.device)
     votes: list[WindowVotes] = []
     for places in _batches(tuple(padded.shape[2:]), rule):
-        logits, votes_here = _views(
-            network, torch.cat([cut_window(padded, p, rule.patch) for p in places]), rule
-        )
+        windows = torch.cat([cut_window(padded, p, rule.patch) for p in places])
+        logits, votes_here = _views(network, windows.to(device), rule)
         if total is None:
             total = torch.zeros((logits.shape[1], *padded.shape[2:]), device=volume.device)
-        for place, window in zip(places, logits, strict=True):
+        for place, window in zip(places, logits.to(volume.device), strict=True):
             d, h, w = (slice(start, start + size) for start, size in zip(place, rule.patch, strict=True))
             total[:, d, h, w] += window * weight
             norm[d, h, w] += weight
@@ -127,7 +129,11 @@ def predict_volume(network: Network, volume: Tensor, rule: WindowRule) -> Volume
     total /= norm
     left, _, top, _, front, _ = padding
     d, h, w = (slice(o, o + s) for o, s in zip((front, top, left), volume.shape[2:], strict=True))
-    return VolumeOutput(label_logits=total[:, d, h, w], class_probs=_count(votes, rule.class_vote))
+    class_probs = _count(votes, rule.class_vote)
+    return VolumeOutput(
+        label_logits=total[:, d, h, w],
+        class_probs=None if class_probs is None else class_probs.to(volume.device),
+    )
 
 
 def centred_padding(shape: tuple[int, ...], patch: Shape) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nnunet.inference.placement import home_of
 from nnunet.inference.sliding_window import WindowRule, predict_volume
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.network import Architecture, MultiTaskUNet
@@ -139,8 +141,13 @@ class MultiTaskModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Predict one whole volume and keep its score."""
         network = self.network if self.averaged is None else self.averaged
-        output = predict_volume(network, batch.image, self.settings.window)
-        self._results.append(case_result(output, batch, self.loss, self.settings.original_dice))
+        home = home_of(tuple(batch.image.shape[1:]), self.loss.segmentation.coding, self.device)
+        loss = self.loss
+        if home != self.device:
+            batch, loss = batch.to(home), deepcopy(loss).to(home)
+            torch.cuda.synchronize()  # what is copied to the host is there only then
+        output = predict_volume(network, batch.image, self.settings.window, device=self.device)
+        self._results.append(case_result(output, batch, loss, self.settings.original_dice))
 
     def on_validation_epoch_end(self) -> None:
         """Pool the cases of all ranks and log their scores."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from nnunet.label_coding import LabelCoding
 from nnunet.losses.classification import CrossEntropy
 from nnunet.losses.multi_task import MultiTaskLoss
 from nnunet.losses.segmentation import SegmentationLoss
+from nnunet.training import module as module_of_training
 from nnunet.training.validation import CaseResult, ValidationScores, case_result, dice_of, pool_results
 from utils.contracts import NO_CLASS, Batch, Plan
+
+if TYPE_CHECKING:
+    from tests.nnunet.training.conftest import TinyRun
 
 NAN = float("nan")
 MASK_LOSS = MultiTaskLoss(
@@ -367,3 +372,20 @@ def test_where_the_segmentation_does_not_learn_the_class_chooses_the_epoch(
     assert (scores["val/dsc"], scores["val/dsc_original"]) == pytest.approx((0.6, 0.4))
     learned = scores_of(*cases, plan=make_plan()).metrics()
     assert learned["val/score"] == learned["val/dsc_original"]
+
+
+def test_a_volume_that_is_scored_on_the_host_has_the_same_score(
+    tiny_run: "TinyRun", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, own = tiny_run.plan, torch.device("cpu", 0)  # stands for the host: not the module's "cpu"
+    label = torch.randint(0, 3, (1, 1, *plan.patch), dtype=torch.int16)
+    batch = replace(volume_batch(target=1), image=torch.randn(1, 1, *plan.patch), label=(label,))
+    synchronised, before = [], list(tiny_run.module._results)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: synchronised.append(True))
+    for home in (tiny_run.module.device, own):
+        monkeypatch.setattr(module_of_training, "home_of", lambda *_, home=home: home)
+        tiny_run.module.validation_step(batch, 0)
+    there, here = tiny_run.module._results[-2:]
+    tiny_run.module._results = before
+    assert here == there
+    assert synchronised == [True]

@@ -145,9 +145,9 @@ class PlannerOptions:
 
     @property
     def plan_name(self) -> str:
-        """What a plan is called where the user does not say."""
-        name, resampling = self._meant
-        return name if resampling == "scipy" else f"{name}_{resampling}"
+        """What a plan is called where the user does not say; the spelling of the options does not count."""
+        is_usual = self.interpolation == "scipy"
+        return self.planner_name if is_usual else f"{self.planner_name}_{self.interpolation}"
 
     @property
     def _meant(self) -> tuple[str, Resampling]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_preprocessing.memory_budget import count_elements, exceeds_memory, fitting_batch_size
 from data_preprocessing.msd_presets import Preset, published_preset, with_window
-from data_preprocessing.planners import Planner, PlannerOptions, check_options
+from data_preprocessing.planners import OWN_GRID, Planner, PlannerOptions, check_options
 from data_preprocessing.shorter_patch import shorter_topology
 from data_preprocessing.topology import (
     Topology,
@@ -30,6 +30,10 @@ LOWRES_STEP = 1.03  # factor of the spacing per step
 LOWRES_MIN_GAIN = 2.0  # fewer voxels by less than this are not worth a configuration
 MASKED_SIZE = 0.75  # median relative size after the crop below which z-scores use the non-zero mask
 NORMALISERS = {"ct": "ct_window", "nonorm": "identity", "rescale_to_0_1": "unit_range", "rgb_to_0_1": "rgb"}
+
+
+class NoConfigurationError(DatasetError):
+    """The dataset has no configuration of this kind, or would gain nothing by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +193,7 @@ def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) 
         # The batch may cover 5 % of all voxels of the dataset, not of one slice per case.
         return fit_patch(replace(full, median_shape=(1.0, height, width)), options), True
     if full.median_shape[0] == 1:
-        raise DatasetError(
+        raise NoConfigurationError(
             "The median case is one slice deep, so there is no 3-D configuration. "
             "Use the 2d configuration (--dim 2)."
         )
@@ -198,12 +202,27 @@ def _fit_configuration(full: Grid, configuration: str, options: PlannerOptions) 
     if configuration == "3d_fullres":
         return fullres, coarse is not None
     if coarse is None:
-        raise DatasetError(
+        raise NoConfigurationError(
             f"The patch {fullres.topology.patch} covers enough of the median case "
             f"{_rounded(full.median_shape)}, so a low resolution would gain nothing. "
             "Use the 3d_fullres configuration."
         )
     return fit_patch(coarse, options), False
+
+
+def covered_share(plan: Plan) -> float:
+    """How much of the median case a patch covers, 1 where it is the larger one."""
+    shares = (edge / whole for edge, whole in zip(plan.patch, plan.median_shape, strict=True))
+    return prod(min(1.0, share) for share in shares)
+
+
+def gains_by_low_resolution(plan: Plan) -> bool:
+    """Whether a low resolution is worth a configuration of its own beside this full resolution.
+
+    Where it is, planning pools the Dice of full resolution over the batch; an edited patch counts too.
+    """
+    is_asked_for = plan.configuration == "3d_fullres" and plan.batch_dice
+    return is_asked_for and plan.resampling != OWN_GRID and covered_share(plan) < LOWRES_SHARE
 
 
 def fit_patch(grid: Grid, options: PlannerOptions) -> Fit:

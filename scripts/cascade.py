@@ -60,7 +60,7 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
 
     base = _checked(options, prepared_folder(options))
     lowres, cascade = options.results / LOWRES, options.results / CASCADE
-    others = without(words, {"plan"})
+    others = without(words, {"plan", "configuration"})
     say(f"Cascade, stage 1: low resolution, all folds, into {lowres}")
     first = replace(options, plan=LOWRES, results=lowres, folds=())
     _refuse_uncovered(read_fold(replace(first, fold=0)))

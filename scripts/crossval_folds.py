@@ -29,6 +29,8 @@ INDIFFERENT = frozenset(
         "data",
         "task",  # written in several ways; the cases are compared
         "results",
+        "overwrite",
+        "configuration",  # dim and plan, which are compared
         "fold",
         "folds",
         "folds_at_once",

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_loading.catalogue import refuse_unpaired
 from data_preprocessing.dataset import task_code
 from scripts.brats_plan import with_brats_regions
+from scripts.configurations import refuse_other_configuration
 from scripts.named_plans import find_plan
 from scripts.run_options import ALL_CASES, RunOptions
 from scripts.trained_plan import trained_plan
@@ -92,6 +93,7 @@ def read_fold(options: RunOptions) -> FoldCases:
     named = find_plan(prepared_folder(options), options.plan)
     folder, plan = named.folder, named.plan
     _refuse_other_dimension(plan, folder, options.dim)
+    refuse_other_configuration(plan, folder, options)
     if options.brats:
         plan = with_brats_regions(plan, folder)
     refuse_unpaired(folder)

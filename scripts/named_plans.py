@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_preprocessing.manifest import volume_differences
 from data_preprocessing.plan_check import validate_plan
+from data_preprocessing.previous_stage import CASCADE
 from utils.contracts import Plan
 from utils.errors import DatasetError, UserError
 from utils.prepared_folder import DEFAULT_PLAN, check_plan_name, own_folder, plan_file, read_plan
@@ -50,8 +51,16 @@ def find_plan(folder: Path, name: str) -> NamedPlan:
 def name_of(options: PreprocessOptions) -> str:
     """What the plan is called; UserError for a name that no file or folder can have."""
     name = check_plan_name(options.plan_name or options.planner.plan_name)
-    if name == LOWRES:
-        raise UserError(f"--plan_name {LOWRES}: {LOWRES!r} cannot be the name of a plan, --lowres has it.")
+    if name == LOWRES or name.startswith(f"{LOWRES}_"):
+        raise UserError(
+            f"--plan_name {name}: {name!r} cannot be the name of a plan, the folders of --configuration "
+            f"3d_{LOWRES} have it."
+        )
+    if name == CASCADE:
+        raise UserError(
+            f"--plan_name {CASCADE}: {CASCADE!r} cannot be the name of a plan: it is the one that "
+            "scripts/cascade.py makes."
+        )
     return name
 
 

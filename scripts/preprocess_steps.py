@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,22 +25,24 @@ from data_preprocessing.manifest import (
     rules_hash,
     start_manifest,
 )
-from data_preprocessing.msd_presets import PublishedTask, published_task
-from data_preprocessing.normalisers import NORMALISERS
+from data_preprocessing.msd_presets import published_task
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.planners import PlannerOptions, check_options
-from data_preprocessing.planning import plan_experiment, with_regions
+from data_preprocessing.planners import check_options
+from data_preprocessing.planning import NoConfigurationError, plan_experiment, with_regions
 from data_preprocessing.prepare import with_foreground_channel
 from data_preprocessing.prepared_check import damaged_cases
 from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
+from scripts.configurations import COARSE, SUFFIXES, single_configuration
 from scripts.memory_check import check_reading
 from scripts.named_plans import place_of
+from scripts.preprocess_words import source_of_settings
 from scripts.several_datasets import tasks_of
 from scripts.transferred_plan import read_source, refuse_contradictions, transferred_plan
 from utils import prepared_folder
 from utils.contracts import Dataset, Fingerprint, Plan, RawCase
 from utils.errors import DatasetError, Fault, StorageFault, UserError
+from utils.prepared_folder import complete_case_ids
 from utils.run_log import say
 from utils.storage import read_record, write_json
 
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
     from scripts.preprocess_plans import Choice
 
 FAULTS = "faults.json"
-MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,17 @@ class Work:
     before: Manifest | None
 
 
+@contextmanager
+def no_empty_folder(work: Work) -> Iterator[None]:
+    """Whatever error ends the block, it leaves no folder that holds nothing."""
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):  # what holds anything stays
+            work.folder.rmdir()
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """The inputs of every case as they were read, and the fingerprint where it was asked for."""
@@ -78,15 +91,16 @@ def open_work(options: PreprocessOptions) -> Work:
     (task,) = tasks_of(options)
     root = find_dataset(options.data, task)
     reading = describe_dataset(root, allow_external=options.allow_external)
-    if options.lowres and options.dim == 2:
-        raise UserError("There is no low-resolution 2-D configuration. Drop --lowres, or use --dim 3.")
-    suffix = "3d_lowres" if options.lowres else f"{options.dim}d"
-    configuration = suffix if suffix != "3d" else "3d_fullres"
+    configuration = single_configuration(options)
     check_options(options.planner, configuration)
     refuse_contradictions(options)
-    base = options.results / f"{task_code(root)}_{suffix}"
+    if options.plan_only and options.exec_mode != "training":
+        raise UserError(f"--plan_only: --exec_mode {options.exec_mode} uses the plan that training made.")
+    base = options.results / f"{task_code(root)}_{SUFFIXES[configuration]}"
     plan_folder = place_of(base, options)
     is_training = options.exec_mode == "training"
+    if not is_training and configuration == COARSE and not (plan_folder / prepared_folder.PLAN).is_file():
+        raise NoConfigurationError(f"{plan_folder} has no plan. Run preprocess.py first, in training mode.")
     folder = plan_folder if is_training else plan_folder / options.exec_mode
     cases = reading.dataset.test if options.exec_mode == "test" else reading.dataset.training
     if not cases and not errors_of(reading.faults):
@@ -117,12 +131,13 @@ def survey(work: Work, options: PreprocessOptions, cluster: Any = None) -> Findi
         _report_faults(work, work.faults)
     # To verify is to trust no size and no time of a file: every case of the dataset is read.
     known = {} if options.verify_dataset_integrity else current_inputs(work.before, work.cases)
-    fingerprint_file = work.plan_folder / prepared_folder.FINGERPRINT
-    had_same_cases = work.before is not None and len(work.before.cases) == len(work.cases) == len(known)
-    if had_same_cases and (fingerprint_file.is_file() or not is_training):
-        stored = read_record(Fingerprint, fingerprint_file) if is_training else None
-        if stored is None or _describes(stored, work.dataset):
+    if work.before is not None and len(work.before.cases) == len(work.cases) == len(known):
+        if not is_training:
+            return Findings(inputs=known, fingerprint=None)
+        if (stored := _stored_fingerprint(work.plan_folder, work.dataset)) is not None:
             return Findings(inputs=known, fingerprint=stored)
+    if is_training and not options.verify_dataset_integrity and (beside := _found_beside(work)) is not None:
+        return beside
     pending = [case for case in work.cases if is_training or case.case_id not in known]
     if cluster is None:
         check_reading(pending, num_jobs=options.n_jobs)
@@ -143,6 +158,30 @@ def _other_cases(work: Work) -> list[RawCase]:
     """The cases of the dataset that this mode does not prepare."""
     here = {case.case_id for case in work.cases}
     return [case for case in (*work.dataset.training, *work.dataset.test) if case.case_id not in here]
+
+
+def _stored_fingerprint(folder: Path, dataset: Dataset) -> Fingerprint | None:
+    """The fingerprint in `folder`, where there is one that has the names of the dataset."""
+    path = folder / prepared_folder.FINGERPRINT
+    if not path.is_file():
+        return None
+    stored = read_record(Fingerprint, path)
+    return stored if _describes(stored, dataset) else None
+
+
+def _found_beside(work: Work) -> Findings | None:
+    """What another configuration has found out of the very same cases: they need not be read again."""
+    code = work.base.name.removesuffix(SUFFIXES[work.configuration])
+    for suffix in SUFFIXES.values():
+        folder = work.base.with_name(f"{code}{suffix}")
+        before = read_manifest(folder)
+        if before is None or len(before.cases) != len(work.cases):
+            continue
+        known = current_inputs(before, work.cases)
+        stored = _stored_fingerprint(folder, work.dataset)
+        if len(known) == len(work.cases) and stored is not None and stored.dataset == work.dataset.name:
+            return Findings(inputs=known, fingerprint=stored)
+    return None
 
 
 def _describes(fingerprint: Fingerprint, dataset: Dataset) -> bool:
@@ -217,30 +256,9 @@ def new_plan(work: Work, found: Findings, options: PreprocessOptions) -> Plan:
         ignore_label=work.dataset.ignore_label,
     )
     if options.planner.follows_table and (task := published_task(found.fingerprint)):
-        say(_source_of_settings(plan, task, options.planner))
+        say(source_of_settings(plan, task, options.planner))
     plan = with_regions(plan, work.dataset)
     return with_foreground_channel(plan) if options.ohe else plan
-
-
-def _source_of_settings(plan: Plan, task: PublishedTask, options: PlannerOptions) -> str:
-    """Whose settings the new plan of a dataset with published ones has; what an option gave is its own."""
-    if task.preset(plan.configuration) is None:
-        return f"NVIDIA published no {plan.configuration} settings of {plan.dataset}: planned from the data."
-    is_windowed = task.window is not None and plan.normalisers[0] == "ct_window"
-    stats = plan.intensity[0]
-    window = f"CT window {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, deviation {stats.std:g}"
-    choices = {
-        "patch_size": (f"patch {plan.patch}", options.patch_size),
-        "overwrite_target_spacing": (f"spacing {plan.spacing_mm} mm", options.overwrite_target_spacing),
-    }
-    published = [text for text, given in choices.values() if given is None]
-    published += [f"batch size {plan.batch_size}", *([window] if is_windowed else [])]
-    own = [f"{text} as --{name} says" for name, (text, given) in choices.items() if given is not None]
-    return (
-        f"{plan.dataset} is planned with the settings that NVIDIA published for it (nnU-Net for PyTorch, "
-        f"configs.py): {', '.join(published)}; {''.join(f'{text}; ' for text in own)}"
-        "--no_msd_table plans it from the data."
-    )
 
 
 def _has_labels_of(dataset: Dataset, plan: Plan) -> bool:
@@ -285,13 +303,19 @@ def start_folder(
     )
     outdated = set(outdated_cases(work.folder, work.before, after))
     kept = [case for case in work.cases if case.case_id not in outdated]
-    damaged = damaged_cases(work.folder, kept, plan, dtype=chosen.dtype)
+    damaged = {} if options.plan_only else damaged_cases(work.folder, kept, plan, dtype=chosen.dtype)
+    if options.plan_only and (lost := outdated.intersection(complete_case_ids(work.folder))):
+        raise UserError(
+            f"--plan_only: {len(lost)} prepared cases of {work.folder} do not follow this plan and "
+            "would be removed. Leave --plan_only away to prepare them anew, or give the plan another "
+            "--plan_name."
+        )
     outdated |= set(damaged)
     for case_id, fault in damaged.items():
         say(f"Case {case_id} is prepared anew. {fault}")
     write_json(work.folder / prepared_folder.PLAN, plan)
-    if chosen.named is not None and chosen.made is not None:
-        write_json(prepared_folder.plan_file(work.folder, chosen.made.name), chosen.named)
+    if chosen.made is not None:
+        write_json(prepared_folder.plan_file(work.folder, chosen.made.name), chosen.asked)
     if found.fingerprint is not None:
         write_json(work.folder / prepared_folder.FINGERPRINT, found.fingerprint)
     write_json(work.folder / prepared_folder.DATASET, work.dataset)
@@ -310,30 +334,3 @@ def _plans_after(chosen: Choice) -> tuple[PlannedBy, ...]:
     if chosen.made is None:
         return before
     return (*(entry for entry in before if entry.name != chosen.made.name), chosen.made)
-
-
-def describe_plan(plan: Plan) -> str:
-    """Grid, patch and normalisers in a few lines, with a channel's numbers where its normaliser uses them."""
-    lines = [
-        f"Plan {plan.configuration}: spacing {plan.spacing_mm} mm, patch {plan.patch}, "
-        f"batch size {plan.batch_size}, {len(plan.stages)} stages"
-    ]
-    for name, normaliser, stats in zip(plan.channel_names, plan.normalisers, plan.intensity, strict=True):
-        numbers = (
-            f", clip {stats.low:g} to {stats.high:g}, mean {stats.mean:g}, std {stats.std:g}"
-            if NORMALISERS[normaliser].uses_dataset_statistics
-            else ""
-        )
-        lines.append(f"Channel {name}: {normaliser}{numbers}")
-    return "\n".join(lines)
-
-
-def summary(work: Work, num_prepared: int, seconds: float) -> str:
-    """One line for the end of the run."""
-    size = sum(path.stat().st_size for path in work.folder.iterdir() if path.is_file()) / MEGABYTE
-    kept = len(work.cases) - num_prepared
-    return (
-        f"Prepared {num_prepared} cases in {seconds:.1f} s"
-        + (f", {kept} were up to date" if kept else "")
-        + f": {work.folder} ({len(work.cases)} cases, {size:.1f} MB)"
-    )

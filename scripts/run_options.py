@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_loading.options import LoaderOptions
 from nnunet.options import InferenceOptions, LossOptions, NetworkOptions, OptimiserOptions, TrainingOptions
+from scripts.configurations import Configuration
 from utils.errors import UserError
 from utils.ranges import check_number
 
@@ -45,8 +46,10 @@ class RunOptions:
     """Folder that holds the preprocessed folders (01_3d, ...), or one such folder itself; unset: that of the
     environment variable nnUNet_preprocessed, where it is set."""
     results: Path = Path("/results")
-    """Folder for checkpoints, logs and predictions; unset: that of the environment variable nnUNet_results,
-    where it is set."""
+    """Folder for checkpoints, logs and predictions; unset: below that of the environment variable
+    nnUNet_results, where it is set, in <dataset>/<plan>__<configuration>/fold_N."""
+    overwrite: bool = False
+    """Train even if --results holds another fold, plan or dataset: its checkpoints and scores are replaced."""
     task: str = "01"
     """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
     brats: bool = False
@@ -54,6 +57,10 @@ class RunOptions:
     sigmoids."""
     dim: Literal[2, 3] = 3
     """2: the slice-wise plan; 3: the volumetric one."""
+    configuration: Configuration | None = None
+    """Another way to say --dim and --plan, by nnU-Net's names: 2d and 3d_fullres are --dim 2 and 3; 3d_lowres
+    is --dim 3 --plan lowres, 3d_cascade_fullres --dim 3 --plan cascade. With --plan, one of that
+    configuration."""
     plan: str = "default"
     """Which plan of the preprocessed folder, by the name that preprocess.py --plan_name gave it; default:
     plan.json."""

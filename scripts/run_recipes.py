@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.class_recipes import class_recipes
+from scripts.configurations import as_configured
 from scripts.environment_defaults import with_environment, with_folders
 from scripts.run_options import RunOptions
 from utils.options import OptionRules, option_layers, origins, parse
@@ -83,4 +84,5 @@ def read_command(
     if program in TRAINING_PROGRAMS:
         rules = with_environment(argv, rules)
     options = parse(RunOptions, argv, program=program, description=description, rules=rules)
-    return RunCommand(options=options, origins=origins(option_layers(RunOptions, argv, rules)))
+    given = origins(option_layers(RunOptions, argv, rules))
+    return RunCommand(options=as_configured(options, given), origins=given)

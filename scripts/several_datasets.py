@@ -1,13 +1,16 @@
-"""Several datasets in one command: each is prepared, and those that failed are named at the end."""
+"""Several datasets or configurations in one command, one after the other; what failed is named at the end."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from data_preprocessing.planners import check_options
+from data_preprocessing.planning import NoConfigurationError
+from scripts.configurations import asked_configurations
 from utils.errors import UserError
 from utils.run_log import say
 
@@ -32,19 +35,21 @@ def tasks_of(options: PreprocessOptions) -> tuple[str, ...]:
 def prepare_each(
     options: PreprocessOptions, prepare: Callable[[PreprocessOptions], Path]
 ) -> tuple[Path, ...]:
-    """The folders that `prepare` makes, one dataset after the other.
+    """The folders that `prepare` makes of one configuration each, one dataset after the other.
 
-    A single one fails as it does alone. Of several, one that fails is reported at once and the others go on;
-    SomeFailedError names the failed ones at the end.
+    A single dataset fails as it does alone. Of several, one that fails is reported at once and the others go
+    on; SomeFailedError names the failed ones at the end. What no configuration can have is refused before the
+    first one.
     """
     tasks = tasks_of(options)
+    wanted = _each_configuration(options)
     if len(tasks) == 1:
-        return (prepare(replace(options, task=tasks[0])),)
+        return _prepare_configurations([replace(one, task=tasks[0]) for one in wanted], prepare)
     folders, failed = [], []
     for number, task in enumerate(tasks, start=1):
         say(f"Dataset {task}, {number} of {len(tasks)}")
         try:
-            folders.append(prepare(replace(options, task=task)))
+            folders += _prepare_configurations([replace(one, task=task) for one in wanted], prepare)
         except UserError as error:
             failed.append(task)
             say(f"Dataset {task} failed. {error}")
@@ -56,4 +61,41 @@ def prepare_each(
             f"{len(failed)} of {len(tasks)} datasets failed, see above: {', '.join(failed)}. The others are "
             "ready."
         )
+    return tuple(folders)
+
+
+def _each_configuration(options: PreprocessOptions) -> list[PreprocessOptions]:
+    """The options once for every configuration that is asked for; UserError where one cannot have them."""
+    names = asked_configurations(options)
+    if len(names) == 1:
+        return [options]
+    if options.plan_from is not None:
+        raise UserError(
+            f"--plan_from {options.plan_from} is the plan of one configuration, got {', '.join(names)}. Run "
+            "preprocess.py once for each."
+        )
+    for name in names:
+        check_options(options.planner, name)
+    return [replace(options, configuration=(name,), dim=None, lowres=False) for name in names]
+
+
+def _prepare_configurations(
+    wanted: Sequence[PreprocessOptions], prepare: Callable[[PreprocessOptions], Path]
+) -> tuple[Path, ...]:
+    """The folders of one dataset; of several configurations, one that it does not have is told and left out.
+
+    NoConfigurationError where none is left.
+    """
+    if len(wanted) == 1:
+        return (prepare(wanted[0]),)
+    folders: list[Path] = []
+    reasons: list[NoConfigurationError] = []
+    for options in wanted:
+        try:
+            folders.append(prepare(options))
+        except NoConfigurationError as reason:
+            reasons.append(reason)
+            say(f"{' '.join(options.configuration)} is left out. {reason}")
+    if not folders:
+        raise reasons[-1]
     return tuple(folders)

@@ -88,7 +88,9 @@ def test_a_name_may_be_the_default_one(data: Path) -> None:
     [
         (["--planner", "nnUNetPlannerResEncL_torchres"], "resenc_l_torch"),
         (["--planner", "nnUNetPlannerResEncL_torchres_sepz"], "resenc_l_torch_sepz"),
-        (["--planner", "resenc_m", "--resampling", "torch"], "resenc_m"),
+        (["--planner", "resenc_m", "--resampling", "torch", "--gpu_memory_target", "16"], "resenc_m_torch"),
+        (["--planner", "nnUNetPlanner_torchres"], "default_torch"),
+        (["--resampling", "torch"], "default_torch"),
         (["--plan_name", "fine", *FINER], "fine"),
     ],
 )
@@ -121,15 +123,25 @@ def test_own_volumes_are_trained_and_predicted_by_name_with_or_without_the_defau
     assert max(list_prepared(test)[0].shape) == 36  # 18 slices of 1 mm at half of that
 
 
-def test_a_rerun_keeps_an_edited_named_plan_until_its_options_change(data: Path) -> None:
+def test_a_rerun_keeps_an_edited_named_plan_until_its_options_change(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = prepare(data, "--planner", "resenc_m")
     edited = read_json(folder / "plans" / "resenc_m.json") | {"batch_size": 7}
     write_plan(folder, "resenc_m", **edited)
     prepare(data)
     prepare(data, "--planner", "resenc_m")
     assert read_plan(folder, "resenc_m").batch_size == 7
+    edited, _ = read_plan(folder, "resenc_m"), capsys.readouterr()
     prepare(data, "--planner", "resenc_m", "--gpu_memory_target", "0.05")
-    assert read_plan(folder, "resenc_m").batch_size != 7
+    now = read_plan(folder, "resenc_m")
+    assert now.batch_size != 7
+    old, new = ("x".join(map(str, plan.patch)) for plan in (edited, now))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"resenc_m.json is replaced: patch {old}, batch 7 -> patch {new}, batch {now.batch_size}." in said
+    assert "give the new one another --plan_name" in said
+    prepare(data, "--planner", "resenc_m", "--gpu_memory_target", "0.05")
+    assert "is replaced" not in capsys.readouterr().err
 
 
 def test_a_plan_that_needs_volumes_of_its_own_after_all_moves_there(data: Path) -> None:
@@ -137,6 +149,25 @@ def test_a_plan_that_needs_volumes_of_its_own_after_all_moves_there(data: Path) 
     own = prepare(data, "--planner", "resenc_m", *FINER)
     assert not (folder / "plans" / "resenc_m.json").exists()
     assert find_plan(folder, "resenc_m").folder == own
+
+
+def test_a_plan_never_hides_another_one_of_its_name_with_volumes_of_its_own(data: Path) -> None:
+    own = prepare(data, "--plan_name", "mine", *FINER)
+    folder, before = prepare(data), times(own)
+    with pytest.raises(DatasetError, match=r"a plan mine already, with volumes of its own .* spacing_mm"):
+        prepare(data, "--planner", "resenc_m", "--plan_name", "mine")
+    assert not (folder / "plans").exists()
+    assert times(own) == before
+    assert find_plan(folder, "mine").folder == own
+
+
+def test_the_default_plan_too_says_what_it_replaces(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(data)
+    assert "is replaced" not in capsys.readouterr().err
+    prepare(data, "--overwrite_target_spacing", "2", "2", "2")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "007_3d/plan.json is replaced: patch " in said
+    assert "spacing_mm" in said.partition("is replaced")[2]
 
 
 @pytest.mark.flag("preprocess:keep_plan")
@@ -152,7 +183,7 @@ def test_a_named_plan_of_a_changed_dataset_waits_for_the_default_one(data: Path)
 
 
 @pytest.mark.flag("preprocess:plan_name")
-@pytest.mark.parametrize("name", ["lowres", "../up", "a b", ".hidden"])
+@pytest.mark.parametrize("name", ["lowres", "lowres_fine", "cascade", "../up", "a b", ".hidden"])
 def test_a_name_that_no_plan_can_have_is_refused_before_anything_is_read(data: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot be the name of a plan"):
         prepare(data, f"--plan_name={name}")

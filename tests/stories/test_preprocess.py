@@ -337,7 +337,9 @@ def test_images_can_be_resampled_linearly(data: Path) -> None:
     assert first.shape == second.shape
     assert second.std() < 0.97 * first.std()  # interpolated noise is smoother between the voxels
     before = times(linear)
-    prepare(data, *finer, "--resampling", "scipy", "--results", str(data.parent / "linear"))
+    assert linear.name == "007_3d_default_torch"
+    named = ["--plan_name", "default_torch", "--results", str(data.parent / "linear")]
+    assert prepare(data, *finer, "--resampling", "torch_sepz", *named) == linear
     assert all(times(linear)[name] != before[name] for name in before)
 
 

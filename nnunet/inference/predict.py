@@ -19,14 +19,20 @@ def predict_case(
 
     With regions the probabilities are those of each region by itself, (R, D, H, W).
     A volume too large for the device stays on the host. DatasetError if the network answers with NaN or
-    infinity, so that one bad case does not end a folder.
+    infinity, or a GPU has no room for its maps, so that one bad case does not end a folder.
     """
     home = device if rule.coding is None else home_of(image.shape, rule.coding, device)
     # A copy: torch takes no read-only memory, which a mapped file is.
     volume = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).unsqueeze(0).to(home)
     kind = half_type(device.type) if amp else None
-    with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
-        output = predict_volume(network, volume, rule, device=device)
+    try:
+        with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
+            output = predict_volume(network, volume, rule, device=device)
+    except torch.OutOfMemoryError as error:
+        raise DatasetError(
+            f"Case {case_id}: the GPU has no room for {rule.batch_size} windows at once. Give a smaller "
+            f"--val_batch_size, or --amp, or end other programs there. ({error})"
+        ) from error
     if not bool(torch.isfinite(output.label_logits).all()):
         raise DatasetError(
             f"Case {case_id}: the network's output is not finite. Check the scan's intensities."

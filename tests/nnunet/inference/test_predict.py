@@ -43,6 +43,15 @@ def test_an_answer_that_is_not_finite_names_the_case(value: float) -> None:
         predict_case(network, image, RULE, case_id="broken", device=CPU, amp=False)
 
 
+def test_a_gpu_without_room_names_the_case_and_the_option() -> None:
+    def too_large(windows: Tensor) -> ModelOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    image = np.ones((1, 2, 4, 4), np.float32)
+    with pytest.raises(DatasetError, match="Case large: .* 4 windows at once.*--val_batch_size"):
+        predict_case(too_large, image, RULE, case_id="large", device=CPU, amp=False)
+
+
 def test_mixed_precision_reaches_the_network() -> None:
     layer, seen = torch.nn.Conv3d(1, 2, 1), []
 

@@ -7,31 +7,27 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnunet.evaluation.bootstrap import Resampling
 from nnunet.evaluation.postprocessing import Postprocessing, mean_dice
-from scripts.crossval_folds import (
-    finished_folds,
-    logged_options,
-    refuse_other_options,
-)
+from scripts.crossval_folds import finished_folds, refuse_other_options
 from scripts.crossval_folds import (
     refuse_other_cases as refuse_other_split,
 )
 from scripts.crossval_scores import Pool, fold_networks, gather, write_postprocessing
-from scripts.crossval_words import OWN, options_of, words_of
 from scripts.fold_data import read_fold
-from scripts.members import METRICS_FILE, fold_folder, fold_folders
+from scripts.members import METRICS_FILE, fold_folder
 from scripts.model_postprocessing import FILE
 from scripts.prepared_prediction import score_classes, score_masks
 from scripts.run_options import RunOptions
+from scripts.training_command import LOG, logged_training, training_command
 from utils.errors import DatasetError
 from utils.prepared_folder import SPLITS
 from utils.run_log import progress
 from utils.storage import read_record
 
-LOG = "logs.json"
+Device = Literal["auto", "cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +60,7 @@ class FoundPostprocessing:
     record: dict[str, Any]
 
 
-def read_candidate(results: Path, data: Path | None, folds: Sequence[int], device: str) -> Candidate:
+def read_candidate(results: Path, data: Path | None, folds: Sequence[int], device: Device) -> Candidate:
     """A cross-validation by its results folder.
 
     DatasetError that names the file and the command, where a fold was not trained to its end.
@@ -74,12 +70,9 @@ def read_candidate(results: Path, data: Path | None, folds: Sequence[int], devic
     wanted = tuple(sorted(set(folds))) or tuple(range(len(all_folds)))
     finished = finished_folds(results, len(all_folds))
     if missing := [fold for fold in wanted if fold not in finished]:
-        words = words_of(options, but=OWN | {"device"})
-        again = ["--results", str(results), "--folds", *map(str, missing)]
-        command = shlex.join(["python", "scripts/crossval.py", *words, *again])
         raise DatasetError(
             f"{fold_folder(results, missing[0]) / METRICS_FILE} is missing: fold {missing[0]} was not "
-            f"trained to its end. Run: {command}"
+            f"trained to its end. Run: {training_command(options, missing)}"
         )
     for fold in wanted:
         refuse_other_options(options, fold_folder(results, fold))
@@ -149,25 +142,24 @@ def score_candidate(candidate: Candidate) -> Scored:
     )
 
 
-def postprocess_best(candidate: Candidate) -> FoundPostprocessing:
-    """The candidate's postprocessing: the one that it has for these weights, else it is found now."""
+def postprocess_best(candidate: Candidate, output: Path) -> FoundPostprocessing:
+    """The candidate's postprocessing: the one that it has for these weights, else it is found now.
+
+    That of some folds of a cross-validation is written into `output`: the one in its results is of all.
+    """
     path = candidate.folder / FILE
     found = read_record(Postprocessing, path) if path.is_file() else None
     if found is None or set(found.networks) != set(candidate.networks):
+        is_whole = len(candidate.pool.folds) == candidate.pool.num_folds
+        path = path if is_whole else output / FILE
         found = write_postprocessing(path, candidate.pool, candidate.networks)
     return FoundPostprocessing(file=path, record={"file": path, "dice_after": found.dice_after})
 
 
-def _options(results: Path, data: Path | None, device: str) -> RunOptions:
+def _options(results: Path, data: Path | None, device: Device) -> RunOptions:
     """The options that the folds of a results folder were trained with."""
-    for folder in fold_folders(results).values():
-        # A log of another name cannot be known; the usual one is in nearly every folder.
-        logged = logged_options(folder, LOG)
-        if logged is not None:
-            values = logged | {"results": str(results), "fold": 0, "folds": [], "device": device}
-            values |= {"resume_training": False, "exec_mode": "train"}
-            values |= {} if data is None else {"data": str(data)}
-            return options_of(values, str(folder / LOG))
+    if (logged := logged_training(results)) is not None:
+        return replace(logged, data=logged.data if data is None else data, device=device)
     raise DatasetError(
         f"{fold_folder(results, 0) / LOG} is missing: {results} is no cross-validation. Run: python "
         f"scripts/crossval.py --data DATA --task TASK --results {shlex.quote(str(results))}"

@@ -44,8 +44,8 @@ class BestOptions:
     pairs: bool = True
     """Try the mean of every two of them as well."""
     output: Path | None = None
-    """Folder for the masks of the pairs, inference_information.json and inference_instructions.txt; unset:
-    best_configuration beside the first of --results."""
+    """Folder for the masks of the pairs, inference_information.json, inference_instructions.txt and, with
+    --folds, the postprocessing; unset: best_configuration beside the first of --results."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where probabilities are computed that were not kept; auto: a GPU where there is one."""
 
@@ -77,7 +77,7 @@ def run(options: BestOptions) -> Path:
         else:
             scored.append(_told(score_candidate(pair_of(first, second, folder / f"pair_{i}_{j}"))))
     best = max(scored, key=lambda one: one.dice)  # of equally good ones, the first
-    found = postprocess_best(best.candidate)
+    found = postprocess_best(best.candidate, folder)
     command = prediction_command(best.candidate, found.file, options.folds)
     write_json(folder / INFORMATION, _information(scored, best, options, found.record | {"command": command}))
     (folder / INSTRUCTIONS).write_text(f"{command}\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from nnunet.case_features import weights_hash
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
 from scripts.classifier_files import BRANCH
 from scripts.fold_data import PREPARATION
-from scripts.members import Member, find_members
+from scripts.members import FOLD_FOLDER, Member, find_members
 from scripts.model_run import ModelRun, open_model, planned_spacing_mm
 from scripts.run_options import CLASSIFICATION, SEGMENTATION, RunOptions
 from utils.contracts import Footprint, Plan, Prediction, Spacing
@@ -106,8 +106,21 @@ class Ensemble:
 
     def refuse_training_cases(self, case_ids: Sequence[str]) -> None:
         """DatasetError if a member has seen one of the cases that are to be scored as unseen."""
-        for run in self.runs:
+        cases = set(case_ids)
+        unseen = [member for member, run in self._placed() if not cases & set(run.model.training_cases)]
+        folds = [match[1] for member in unseen if (match := FOLD_FOLDER.fullmatch(member.results.name))]
+        for member, run in self._placed():
+            if len(self.members) > len(folds) > 0 and member not in unseen:
+                raise DatasetError(
+                    f"{member.checkpoint} was trained on some of these {len(cases)} cases; a score on them "
+                    f"would be too good. Give --folds {' '.join(folds)} too: that model has not seen them."
+                )
             run.refuse_training_cases(case_ids)
+
+    def _placed(self) -> Iterator[tuple[Member, ModelRun]]:
+        """Every model beside its place."""
+        for group in self.groups:
+            yield from zip(group.members, group.runs, strict=True)
 
     def answer(self, arrays: Sequence[PreparedArrays], case_id: str) -> ScanAnswer:
         """What the members say of a scan that was prepared for each of `plans`."""

@@ -56,8 +56,11 @@ def choose_postprocessing(wanted: str, ensemble: Ensemble) -> Chosen:
 
 def file_beside(member: Member) -> Path | None:
     """The postprocessing of a model's results, or of the cross-validation that it is a fold of."""
-    folder = member.results.resolve()
-    places = [folder, *([folder.parent] if FOLD_FOLDER.fullmatch(folder.name) else [])]
+    places = [
+        place
+        for folder in member.places
+        for place in (folder, *([folder.parent] if FOLD_FOLDER.fullmatch(folder.name) else []))
+    ]
     return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 

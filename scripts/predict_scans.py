@@ -130,8 +130,8 @@ def _by(ensemble: Ensemble) -> str:
 def _scans_of(options: RunOptions, stages: Stages) -> tuple[RawCase, ...]:
     """A scan, the scans of a folder, or the held-out cases of a raw dataset.
 
-    The folds are the dataset's own, else those of the training in the results folder; without folds, the test
-    cases.
+    The folds are the dataset's own, else those of the training in the results folder, or of the one that
+    --ckpt_path is from; without folds, the test cases.
     """
     source, plan = options.input, stages.last.plan
     assert source is not None  # the caller chose this story because of it
@@ -139,7 +139,9 @@ def _scans_of(options: RunOptions, stages: Stages) -> tuple[RawCase, ...]:
         # The foreground channel is made here, it has no file.
         return read_scans(source, num_channels=plan.num_channels - int(plan.foreground_channel))
     dataset = read_dataset(source)
-    splits = next((path for path in (source / SPLITS, options.results / SPLITS) if path.is_file()), None)
+    beside = [member.results for member in stages.last.members] if options.ckpt_path else []
+    folders = (source, options.results, *beside)
+    splits = next((path for folder in folders if (path := folder / SPLITS).is_file()), None)
     if splits is None or options.fold == ALL_CASES:
         if not dataset.test:
             reason = f"there is no {SPLITS}" if splits is None else f"--fold {ALL_CASES} holds no case out"

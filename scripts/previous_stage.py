@@ -9,7 +9,7 @@ from pathlib import Path
 from data_preprocessing.prepare import PreparedArrays
 from data_preprocessing.previous_stage import prior_label, with_prior
 from scripts.ensemble import Ensemble, ScanAnswer, open_ensemble
-from scripts.members import FOLD_FOLDER, Member, fold_folders
+from scripts.members import FOLD_FOLDER, Member, fold_folders, results_of
 from scripts.run_options import SEGMENTATION, RunOptions
 from scripts.stage_notes import find_note
 from utils.contracts import Plan
@@ -36,7 +36,7 @@ def find_previous_stage(options: RunOptions, members: Sequence[Member]) -> Path:
 
 
 def _noted(member: Member) -> Path:
-    note = find_note(member.results)
+    note = next(filter(None, map(find_note, member.places)), None)
     if note is None:
         raise UserError(
             f"{member.checkpoint} is the second stage of a cascade, but {member.results.resolve()} does not "
@@ -48,7 +48,7 @@ def _noted(member: Member) -> Path:
 def _same_folds(path: Path, members: Sequence[Member]) -> tuple[int, ...]:
     """The folds of the last stage where both stages have them: no other first stage holds out their cases."""
     there = fold_folders(path)
-    matches = [FOLD_FOLDER.fullmatch(member.results.name) for member in members]
+    matches = [FOLD_FOLDER.fullmatch(results_of(member.checkpoint).name) for member in members]
     numbers = [int(match[1]) for match in matches if match]
     is_covered = len(numbers) == len(members) and set(numbers) <= set(there)
     return tuple(dict.fromkeys(numbers)) if is_covered else ()

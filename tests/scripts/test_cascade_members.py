@@ -11,15 +11,18 @@ from data_preprocessing.cases import load_case
 from data_preprocessing.prepare import prepare_case
 from data_preprocessing.previous_stage import cascade_plan
 from data_preprocessing.scans import read_scans
+from nnunet.evaluation.postprocessing import Postprocessing, Step
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
-from scripts.ensemble import on_the_scan
+from scripts.ensemble import on_the_scan, open_ensemble
+from scripts.model_postprocessing import choose_postprocessing
 from scripts.predict_scans import predict_scans
 from scripts.previous_stage import open_stages
 from scripts.run_options import RunOptions
 from scripts.stage_notes import write_previous_stage
 from tests.scripts.test_ensemble import mask_of, options, save_model, scan
 from utils.contracts import Plan, Prediction
-from utils.errors import UserError
+from utils.errors import DatasetError, UserError
+from utils.storage import write_json
 
 __all__ = ["options", "scan"]  # fixtures
 Plans = Callable[..., Plan]
@@ -113,3 +116,36 @@ def test_a_cascade_sees_what_its_first_stage_said(models: Models, options: Optio
     noted = on_scan(options("x", members=(models.full, models.cascade)))
     other = on_scan(options("x", members=(models.full, models.cascade), previous_stage=models.full))
     assert not np.array_equal(noted.label_probs, other.label_probs)
+
+
+@pytest.mark.flag("ckpt_path")
+def test_a_checkpoint_of_a_cascade_finds_what_lies_beside_it(
+    make_plan: Plans, models: Models, options: Options, tmp_path: Path
+) -> None:
+    write_previous_stage(tmp_path / "cv", models.lowres)
+    checkpoint = save_model(tmp_path / "cv" / "fold_1", cascade_plan(make_plan()), 5)
+    for changes in ({}, {"results": tmp_path / "out"}):
+        stages = open_stages(options("x", ckpt_path=checkpoint, **changes))
+        assert stages.previous is not None
+        assert stages.previous.members[0].results == models.lowres
+    found = Postprocessing(
+        steps=(Step(name="lesion", labels=(2,)),), trials=(), num_cases=1, dice_before=0, dice_after=1
+    )
+    write_json(tmp_path / "cv" / "postprocessing.json", found)
+    for changes in ({}, {"results": tmp_path / "out"}):
+        last = open_stages(options("x", ckpt_path=checkpoint, **changes)).last
+        assert choose_postprocessing("auto", last).file == tmp_path / "cv" / "postprocessing.json"
+
+
+def test_cases_that_one_fold_held_out_are_predicted_by_that_fold(
+    make_plan: Plans, options: Options, tmp_path: Path
+) -> None:
+    for fold, cases in enumerate((("a", "b"), ("b", "c"))):
+        save_model(tmp_path / "cv" / f"fold_{fold}", make_plan(), fold, cases=cases)
+    together = open_ensemble(options("x", results=tmp_path / "cv"))
+    together.refuse_training_cases(["d"])
+    with pytest.raises(DatasetError, match="fold_0.* was trained on .* Give --folds 1 too"):
+        together.refuse_training_cases(["a"])
+    open_ensemble(options("x", results=tmp_path / "cv", folds=(1,))).refuse_training_cases(["a"])
+    with pytest.raises(DatasetError, match="Give the --fold that"):
+        together.refuse_training_cases(["b"])

@@ -1,7 +1,7 @@
 """Predictions of several networks whose weights were drawn, not trained, on a made scan."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,9 @@ RARE = 4.0  # of the lesion's logit
 LESION = Step(name="lesion", labels=(2,))
 
 
-def save_model(results: Path, plan: Plan, seed: int, branch: str = "simple") -> Path:
+def save_model(
+    results: Path, plan: Plan, seed: int, branch: str = "simple", cases: Sequence[str] = ()
+) -> Path:
     """A checkpoint of drawn weights in a results folder; the lesion is rare, so that it has many parts."""
     torch.manual_seed(seed)
     architecture = Architecture(branch=branch)
@@ -41,7 +43,7 @@ def save_model(results: Path, plan: Plan, seed: int, branch: str = "simple") -> 
             value[-1] -= RARE
     path = results / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    torch.save({"state_dict": state, MODEL_KEY: model_card(plan, architecture)}, path)
+    torch.save({"state_dict": state, MODEL_KEY: model_card(plan, architecture, cases)}, path)
     (results / "final_metrics.json").touch()
     return path
 

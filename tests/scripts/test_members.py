@@ -111,3 +111,16 @@ def test_a_benchmark_of_all_cases_takes_all_cases() -> None:
     options = RunOptions(benchmark=True, fold="all")
     assert benchmark_options(options).fold is None
     assert benchmark_options(RunOptions(benchmark=True, fold=2)).fold == 2
+
+
+@pytest.mark.flag("ckpt_path", "results")
+def test_a_checkpoint_belongs_to_the_folder_around_it_or_to_the_results_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = trained(tmp_path / "run")
+    (found,) = find_members(RunOptions(ckpt_path=checkpoint))
+    assert found == Member(checkpoint=checkpoint, results=tmp_path / "run")
+    (named,) = find_members(RunOptions(ckpt_path=checkpoint, results=tmp_path / "out"))
+    assert (named.results, named.places) == (tmp_path / "out", (tmp_path / "out", tmp_path / "run"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))  # the root of all results names none of them
+    assert find_members(RunOptions(ckpt_path=checkpoint, results=tmp_path)) == (found,)

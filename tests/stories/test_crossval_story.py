@@ -17,6 +17,7 @@ from scripts import best_configuration, crossval, inference, train
 from scripts.best_configuration import BestOptions
 from scripts.crossval_jobs import FoldJob
 from scripts.fold_data import read_fold
+from scripts.members import find_members
 from scripts.prepared_prediction import native_reference
 from scripts.run_options import RunOptions
 from scripts.run_recipes import read_command
@@ -247,7 +248,7 @@ def test_a_case_that_one_of_the_folds_was_trained_on_is_not_scored(
 ) -> None:
     flags = ["--exec_mode", "predict", "--results", str(two_folds.volumes), "-o", str(tmp_path)]
     options = read_command(words_of(two_folds.data, *flags), program="main.py", description="").options
-    with pytest.raises(DatasetError, match="cases trained the model"):
+    with pytest.raises(DatasetError, match="Give --folds 0 too"):
         inference.run(options)
 
 
@@ -366,7 +367,10 @@ def test_pairs_can_be_left_out_folds_chosen_and_data_moved(two_folds: TwoFolds, 
         pairs=False,
         output=tmp_path / "best",
     )
+    of_all = [(results / "postprocessing.json").read_bytes() for results in options.results]
     found = read_json(best_configuration.run(options))
+    assert of_all == [(results / "postprocessing.json").read_bytes() for results in options.results]
+    assert len(read_json(tmp_path / "best" / "postprocessing.json")["networks"]) == 1
     assert len(found["all_results"]) == 2
     assert found["num_cases"] == len(held_out(two_folds.volumes, 1))
     assert "--folds 1" in found["command"]
@@ -389,6 +393,12 @@ def test_a_fold_that_was_never_trained_is_named_with_the_command(two_folds: TwoF
     assert options.optimiser.learning_rate == 0.01
     with pytest.raises(DatasetError, match="is no cross-validation"):
         best_configuration.run(BestOptions(results=(tmp_path / "fold_1",)))
+    # Prediction says the same; a fold that the dataset does not have cannot be trained.
+    with pytest.raises(DatasetError) as error:
+        find_members(RunOptions(results=tmp_path, folds=(0, 1)))
+    assert str(error.value).partition("run: ")[2] == message.partition("Run: ")[2]
+    with pytest.raises(DatasetError, match="The folds of .* are 0 to 1"):
+        find_members(RunOptions(results=two_folds.slices, folds=(3,)))
 
 
 def test_trainings_on_other_cases_are_not_compared(two_folds: TwoFolds, tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ import pytorch_lightning as lightning
 
 from data_loading.loader import Shard
 from data_preprocessing.memory_budget import MIN_BATCH_SIZE
-from data_preprocessing.planners import estimated_memory_gb
+from data_preprocessing.planners import PlannerOptions, estimated_memory_gb
 from data_preprocessing.shorter_patch import with_shorter_patch
 from nnunet.training.checkpoint import MODEL_KEY, read_checkpoint
 from nnunet.training.trainer import Machine
 from scripts.assemble import sampling_rule, trained_architecture
+from scripts.configurations import CASCADED, COARSE, FINE
 from scripts.fold_data import FoldCases
 from scripts.process_team import Team, connected
 from scripts.run_options import RunOptions
 from utils.contracts import Plan, Shape
 from utils.errors import EnvironmentFault
+from utils.run_log import say
 from utils.storage import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -130,6 +132,8 @@ def fit_to_devices(
     if resume is not None:
         fitted = _as_recorded(fitted, resume)
     if team is None:
+        if shard.rank == 0:
+            say(f"{_estimated(fitted)}; --dry_step on measures it.")
         return fitted
     # Imported here: a run without a dry step does not wait for what measures it.
     from scripts.step_memory import measure_step
@@ -247,16 +251,18 @@ def _with_size(fitted: Fitted, plan: Plan, used: StepSize) -> Fitted:
     return replace(fitted, options=options, fold=replace(fitted.fold, plan=trained), used=used)
 
 
+def _estimated(fitted: Fitted) -> str:
+    estimate = estimate_of(fitted)
+    return f"Memory of a training step, {fitted.used}: estimated {estimate:.2f} GB (planner)"
+
+
 def _lines(fitted: Fitted, *, was_lowered: bool) -> list[str]:
     """The planner's estimate beside the measurement, and what was lowered and how to make that permanent."""
     memory = fitted.memory
     assert memory is not None  # there was a dry step
     measured = "not measured on this system" if memory.peak is None else f"measured {_gb(memory.peak)}"
     total, free = ("unknown" if size is None else _gb(size) for size in (memory.total, memory.free))
-    lines = [
-        f"Memory of a training step, {fitted.used}: estimated {estimate_of(fitted):.2f} GB (planner), "
-        f"{measured}; {memory.device} has {total}, {free} free."
-    ]
+    lines = [f"{_estimated(fitted)}, {measured}; {memory.device} has {total}, {free} free."]
     if was_lowered:
         lines.append(
             f"Out of memory with {fitted.asked}: training goes on with {fitted.used} instead. To make that "
@@ -270,8 +276,28 @@ def _permanent(fitted: Fitted) -> str:
     batch = f"--batch_size {used.batch_size}"
     if used.patch == fitted.asked.patch:
         return f'{batch}, or "batch_size": {used.batch_size} in the plan'
-    patch = " ".join(map(str, used.patch))
-    return f"preprocess.py --plan_name smaller --patch_size {patch}, then --plan smaller {batch}"
+    words = f"{_planning_words(fitted)} --plan_name smaller --patch_size {' '.join(map(str, used.patch))}"
+    return f"{words}, then {_choosing_words(fitted)} {batch}"
+
+
+def _planning_words(fitted: Fitted) -> str:
+    """The command that plans the trained configuration as it was planned, but for the patch."""
+    plan, usual, folder = fitted.fold.plan, PlannerOptions(), fitted.fold.folder
+    configuration = FINE if plan.configuration == CASCADED else plan.configuration
+    command = f"python preprocess.py --data RAW --results {folder.parent} --task {fitted.options.task}"
+    given = {"planner": plan.planner, "preset": plan.preset, "resampling": plan.resampling}
+    defaults = {"planner": usual.planner_name, "preset": usual.preset, "resampling": usual.interpolation}
+    others = [f" --{name} {value}" for name, value in given.items() if value != defaults[name]]
+    return f"{command} --configuration {configuration}{''.join(others)}"
+
+
+def _choosing_words(fitted: Fitted) -> str:
+    """What a training has to be told to take the plan `smaller` instead."""
+    configuration = fitted.fold.plan.configuration
+    if configuration == CASCADED:
+        return "scripts/cascade.py --plan smaller"
+    place = f"--data {fitted.fold.folder} " if configuration == COARSE else ""
+    return f"{place}--plan smaller"
 
 
 def _gb(num_bytes: int) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import distributed
 
 from data_loading.loader import Shard
-from scripts import step_memory
-from scripts.dry_step import Attempt, fullest, largest_fit
+from scripts import dry_step, step_memory
+from scripts.dry_step import Attempt, Fitted, StepSize, fullest, largest_fit
 from scripts.fold_data import FoldCases
 from scripts.run_options import RunOptions
 from scripts.run_recipes import read_command
@@ -86,6 +86,32 @@ def test_one_process_without_room_decides_for_all() -> None:
     # The smaller device has less left over, although it is asked for less.
     small = replace(MEMORY, free=40, peak=39)
     assert fullest([fuller, small]) == small
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "choice"),
+    [
+        ({"planner": "resenc_l", "encoder": "residual"}, "3d_fullres --planner resenc_l", "--plan smaller"),
+        ({"preset": "nvidia"}, "3d_fullres --preset nvidia", "--plan smaller"),
+        ({"resampling": "torch"}, "3d_fullres --resampling torch", "--plan smaller"),
+        ({"configuration": "3d_lowres"}, "3d_lowres", "--data made/04_3d --plan smaller"),
+        (
+            {"configuration": "3d_cascade_fullres", "prior_labels": 2},
+            "3d_fullres",
+            "scripts/cascade.py --plan smaller",
+        ),
+    ],
+)
+def test_how_to_keep_a_smaller_patch_names_the_planner_and_the_configuration(
+    make_plan: MakePlan, changes: dict[str, Any], command: str, choice: str
+) -> None:
+    fold = replace(fold_of(make_plan(**changes)), folder=Path("made/04_3d"))
+    asked, used = (StepSize(batch_size=2, patch=patch) for patch in ((8, 16, 16), (4, 16, 16)))
+    fitted = Fitted(options=options_of("--task", "4"), fold=fold, asked=asked, used=used, memory=MEMORY)
+    _, line = dry_step._lines(fitted, was_lowered=True)
+    start = "To make that permanent: python preprocess.py --data RAW --results made --task 4 --configuration"
+    size = "--plan_name smaller --patch_size 4 16 16"
+    assert line.endswith(f"{start} {command} {size}, then {choice} --batch_size 2.")
 
 
 # --- measured ----------------------------------------------------------------------------------------------

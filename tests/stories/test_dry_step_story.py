@@ -76,8 +76,9 @@ def test_training_is_equal_bit_by_bit_with_a_dry_step_and_without(
 ) -> None:
     for name in ("on", "off"):
         train.run(run_options(tmp_path / name, *SHORT, "--dry_step", name, "--batch_size", "3"))
-        line = "Memory of a training step, batch 3 of 8x16x16: estimated 0.0"
-        assert (line in told(capsys)) is (name == "on")
+        said = told(capsys)
+        assert said.count("Memory of a training step, batch 3 of 8x16x16: estimated 0.0") == 1
+        assert ("(planner); --dry_step on measures it." in said) is (name == "off")
     one, other = (last_of(tmp_path / name) for name in ("on", "off"))
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
@@ -93,11 +94,15 @@ def test_training_is_equal_bit_by_bit_with_a_dry_step_and_without(
 
 @pytest.mark.flag("dry_step")
 def test_auto_takes_none_on_the_cpu(
-    run_options: Options, tmp_path: Path, device_for: Callable[[int], list[tuple[int, int]]]
+    run_options: Options,
+    tmp_path: Path,
+    device_for: Callable[[int], list[tuple[int, int]]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tried = device_for(0)
     train.run(run_options(tmp_path, *SHORT))
     assert tried == []
+    assert "Memory of a training step, batch 2 of 8x16x16: estimated 0.0" in told(capsys)
     assert record_of(tmp_path)["resolved"]["dry_step"] == {"value": "off", "source": "device"}
 
 
@@ -155,7 +160,8 @@ def test_the_patch_is_lowered_where_the_smallest_batch_does_not_fit(
     text = told(capsys)
     assert "with batch 2 of 16x32x32: training goes on with batch 2 of 16x32x28 instead." in text
     assert (
-        "preprocess.py --plan_name smaller --patch_size 16 32 28, then --plan smaller --batch_size 2" in text
+        f"python preprocess.py --data RAW --results {tmp_path} --task 500 --configuration 3d_fullres "
+        "--plan_name smaller --patch_size 16 32 28, then --plan smaller --batch_size 2" in text
     )
     resolved = record_of(tmp_path / "run")["resolved"]
     assert "batch_size" not in resolved or resolved["batch_size"]["source"] == "plan"

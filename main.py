@@ -21,12 +21,15 @@ def main() -> None:
     from scripts.run_recipes import read_command
 
     command = read_command(sys.argv[1:], program="main.py", description=DESCRIPTION)
-    options = command.options
-    if options.benchmark:
+    if command.options.benchmark:
         from scripts import run_benchmark
 
-        run_benchmark.run(options)
-    elif options.exec_mode == "train":
+        run_benchmark.run(command.options)
+        return
+    from scripts.results_folders import own_results
+
+    options = own_results(command)
+    if options.exec_mode == "train":
         from scripts import train
 
         train.run(options, command.origins)

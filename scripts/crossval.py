@@ -99,6 +99,7 @@ def _refuse_unfit(options: RunOptions) -> None:
         "--exec_mode": options.exec_mode != "train",
         "--benchmark": options.benchmark,
         "--fold": options.fold != RunOptions().fold,
+        "--overwrite": options.overwrite,
         "--resume_training": options.training.resume_training,
         "--ckpt_store_dir": options.ckpt_store_dir,
         "--no_save_ckpt": not options.training.save_ckpt,
@@ -175,7 +176,9 @@ def main() -> None:
     command = read_command(words, program="crossval.py", description=DESCRIPTION)
     for_folds = words_for_folds(words)
     say(f"Every fold is trained by: python main.py {shlex.join(for_folds)}")
-    run(command.options, for_folds, FoldProcesses())
+    from scripts.results_folders import own_results
+
+    run(own_results(command, per_fold=False), for_folds, FoldProcesses())
 
 
 if __name__ == "__main__":

@@ -36,7 +36,10 @@ def run(options: RunOptions) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    run(read_command(sys.argv[1:], program="fit_classifier.py", description=DESCRIPTION).options)
+    command = read_command(sys.argv[1:], program="fit_classifier.py", description=DESCRIPTION)
+    from scripts.results_folders import own_results
+
+    run(own_results(command))
 
 
 if __name__ == "__main__":

@@ -154,13 +154,15 @@ def _refuse_other_folder(ensemble: Ensemble, folder: Path) -> None:
 def main() -> None:
     """Run from the command line."""
     command = read_command(sys.argv[1:], program="inference.py", description=DESCRIPTION)
-    options = command.options
-    if options.exec_mode == "train" and "exec_mode" in command.origins:
+    if command.options.exec_mode == "train" and "exec_mode" in command.origins:
         raise UserError("scripts/inference.py predicts. To train use scripts/train.py or main.py.")
-    if options.exec_mode == "evaluate":
-        evaluate(options)
+    from scripts.results_folders import own_results
+
+    if command.options.exec_mode == "evaluate":
+        evaluate(own_results(command))
     else:
-        run(options)
+        options = replace(command.options, exec_mode="predict")
+        run(own_results(replace(command, options=options)))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     # Imported here: --help must not wait for torch.
     from scripts.dry_step import dry_team, fit_to_devices
     from scripts.process_place import shard_of
+    from scripts.results_folders import refuse_used
 
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
@@ -67,6 +68,10 @@ def run(options: RunOptions, origins: Mapping[str, str] = NO_ORIGINS) -> Path:
     machine = _machine_of(options)
     fold = fold_of(options)
     shard = shard_of(options, machine)
+    if resume is None:
+        if shard.rank == 0:  # which removes those checkpoints later: others may not find them any more
+            refuse_used(options, fold)
+        _tell_replaced(options)
     _bind_to_processors(options, shard.device_id)
     with dry_team(options, machine, shard) as team:
         fitted = fit_to_devices(options, fold, shard, team, resume)
@@ -176,9 +181,8 @@ def _bind_to_processors(options: RunOptions, device_id: int | None) -> None:
 
 
 def _resume_path(options: RunOptions) -> Path | None:
-    """The checkpoint to go on from; None for a fresh start, of which is told what it replaces."""
-    from nnunet.training.trainer import kept_checkpoints, last_checkpoint
-    from scripts.one_voice import say_once
+    """The checkpoint to go on from; None for a fresh start."""
+    from nnunet.training.trainer import last_checkpoint
 
     if options.training.resume_training:
         last = last_checkpoint(options.store)
@@ -189,10 +193,17 @@ def _resume_path(options: RunOptions) -> Path | None:
         return last
     if options.training.save_ckpt:
         _refuse_own_start(options)
+    return None
+
+
+def _tell_replaced(options: RunOptions) -> None:
+    """What becomes of an earlier training in the folder."""
+    from nnunet.training.trainer import kept_checkpoints
+    from scripts.one_voice import say_once
+
     if kept_checkpoints(options.store):
         fate = "are replaced" if options.training.save_ckpt else "stay"
         say_once(f"{options.results} holds an earlier training: its checkpoints {fate}, its log goes on.")
-    return None
 
 
 def _refuse_own_start(options: RunOptions) -> None:
@@ -213,10 +224,13 @@ def _refuse_own_start(options: RunOptions) -> None:
 def _remove_earlier(options: RunOptions) -> None:
     """An older best checkpoint would be taken for this run's, whose own may be written much later."""
     from nnunet.training.trainer import kept_checkpoints
+    from scripts.results_folders import remove_scores
 
     if options.training.save_ckpt:
         for path in kept_checkpoints(options.store):
             path.unlink()
+        if options.overwrite:
+            remove_scores(options.results)
 
 
 def main() -> None:
@@ -229,7 +243,9 @@ def main() -> None:
         raise UserError(
             "scripts/train.py trains. For another --exec_mode use main.py or scripts/inference.py."
         )
-    run(command.options, command.origins)
+    from scripts.results_folders import own_results
+
+    run(own_results(command), command.origins)
 
 
 if __name__ == "__main__":

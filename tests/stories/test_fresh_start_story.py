@@ -96,5 +96,26 @@ def test_one_process_speaks_of_the_earlier_training(
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     capsys.readouterr()
-    train._resume_path(run_options(results))
+    train._tell_replaced(run_options(results))
     assert HOLDS not in capsys.readouterr().err
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    train._tell_replaced(run_options(results))
+    assert HOLDS in capsys.readouterr().err
+
+
+@pytest.mark.flag("overwrite")
+def test_another_fold_does_not_replace_the_checkpoints_unless_it_is_told_to(
+    run_options: Options, results: Path
+) -> None:
+    before = read_checkpoint(results / "checkpoints" / "last.ckpt")["multitask_nnunet"]
+    message = r"holds fold 0 of Dataset500_PancreasPhantom .*; asked for is fold all .*--results .*--overwrite"
+    with pytest.raises(UserError, match=message):
+        train.run(run_options(results, "--fold", "all", *QUICK))
+    assert read_checkpoint(results / "checkpoints" / "last.ckpt")["multitask_nnunet"] == before
+    stale = results / "validation" / "mask_of_fold_0.nii.gz"
+    stale.touch()
+    train.run(run_options(results, "--fold", "all", "--overwrite", *QUICK))
+    after = read_checkpoint(results / "checkpoints" / "last.ckpt")["multitask_nnunet"]
+    assert set(after["training_cases"]) > set(before["training_cases"])
+    assert not stale.exists()
+    assert not (results / "final_metrics.json").exists()  # no case is held out

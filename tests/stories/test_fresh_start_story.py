@@ -108,7 +108,7 @@ def test_another_fold_does_not_replace_the_checkpoints_unless_it_is_told_to(
     run_options: Options, results: Path
 ) -> None:
     before = read_checkpoint(results / "checkpoints" / "last.ckpt")["multitask_nnunet"]
-    message = r"holds fold 0 of Dataset500_PancreasPhantom .*; asked for is fold all .*--results .*--overwrite"
+    message = r"holds fold 0 of Dataset500.*; asked for is fold all .*--results .*--overwrite"
     with pytest.raises(UserError, match=message):
         train.run(run_options(results, "--fold", "all", *QUICK))
     assert read_checkpoint(results / "checkpoints" / "last.ckpt")["multitask_nnunet"] == before

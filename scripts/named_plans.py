@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING
 from data_preprocessing.manifest import volume_differences
 from data_preprocessing.plan_check import validate_plan
 from data_preprocessing.previous_stage import CASCADE
-from utils.contracts import Plan
+from utils.contracts import Dataset, Plan
 from utils.errors import DatasetError, UserError
-from utils.prepared_folder import DEFAULT_PLAN, check_plan_name, own_folder, plan_file, read_plan
+from utils.prepared_folder import (
+    DATASET,
+    DEFAULT_PLAN,
+    check_plan_name,
+    own_folder,
+    plan_file,
+    plan_path,
+    read_plan,
+)
+from utils.storage import read_record
 
 if TYPE_CHECKING:
     from scripts.preprocess import PreprocessOptions
 
+NAMES = ("channel_names", "label_names", "ignore_label", "regions", "region_names", "class_names")
 LOWRES = "lowres"  # the folder <task>_3d_lowres is that of --lowres
 
 
@@ -30,9 +40,14 @@ class NamedPlan:
 def find_plan(folder: Path, name: str) -> NamedPlan:
     """The plan called `name` of the prepared `folder`, with that folder or with its own.
 
-    DatasetError if it contradicts itself, or if neither folder holds volumes as it says.
+    DatasetError if it contradicts itself, is of another dataset, or if neither folder holds volumes as it
+    says.
     """
     plan = read_plan(folder, name)
+    path = plan_path(folder, name)
+    described = folder if path.is_relative_to(folder) else path.parent
+    if (described / DATASET).is_file():
+        refuse_foreign(plan, read_record(Dataset, described / DATASET), path)
     if name == DEFAULT_PLAN:
         return NamedPlan(plan=plan, folder=folder)
     validate_plan(plan)
@@ -46,6 +61,31 @@ def find_plan(folder: Path, name: str) -> NamedPlan:
         f"{folder}: the plan {name} differs from that of the prepared volumes in {', '.join(differences)}. "
         f"Run preprocess.py --plan_name {name} again: it prepares the volumes of this plan beside them."
     )
+
+
+def refuse_foreign(plan: Plan, dataset: Dataset, path: Path) -> None:
+    """DatasetError if the plan in the file `path` is not of this dataset, or not of its labels and classes.
+
+    Channels count as far as the dataset has them: a plan may add one for the foreground.
+    """
+    count = len(dataset.channel_names)
+    here = {"dataset": dataset.name} | {name: getattr(dataset, name) for name in NAMES}
+    there = {name: getattr(plan, name) for name in here} | {"channel_names": plan.channel_names[:count]}
+    wrong = [
+        f"{name} {_text(there[name])} (here {_text(value)})"
+        for name, value in here.items()
+        if there[name] != value
+    ]
+    if wrong:
+        raise DatasetError(
+            f"{path} is no plan of this dataset: {'; '.join(wrong)}. A plan of another dataset is moved here "
+            f"by preprocess.py --task {dataset.name} --plan_from {path} --plan_name NAME; where the dataset has "
+            "changed, run preprocess.py again with the options of the plan."
+        )
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def name_of(options: PreprocessOptions) -> str:

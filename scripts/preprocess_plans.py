@@ -11,7 +11,7 @@ from data_preprocessing.manifest import PlannedBy, read_manifest, volume_differe
 from data_preprocessing.plan_check import validate_plan
 from data_preprocessing.planning import NoConfigurationError
 from scripts.configurations import COARSE
-from scripts.named_plans import LOWRES, name_of
+from scripts.named_plans import LOWRES, name_of, refuse_foreign
 from scripts.preprocess_steps import Findings, Work, choose_plan, new_plan, options_hash, same_data
 from scripts.preprocess_words import plan_line, size_text
 from utils.contracts import Plan
@@ -143,6 +143,7 @@ def _plan_beside(work: Work, found: Findings, options: PreprocessOptions, name: 
     if is_written or is_current or options.keep_plan:
         plan = read_plan(work.plan_folder, name)
         validate_plan(plan)
+        refuse_foreign(plan, work.dataset, path)
         say(f"Using the plan in {path}.")
         return plan
     return None

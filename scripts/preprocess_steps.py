@@ -35,7 +35,7 @@ from data_preprocessing.survey import CaseSurvey
 from data_preprocessing.workers import Recipe, survey_cases
 from scripts.configurations import COARSE, SUFFIXES, single_configuration
 from scripts.memory_check import check_reading
-from scripts.named_plans import place_of
+from scripts.named_plans import place_of, refuse_foreign
 from scripts.preprocess_words import source_of_settings
 from scripts.several_datasets import tasks_of
 from scripts.transferred_plan import read_source, refuse_contradictions, transferred_plan
@@ -270,11 +270,7 @@ def _has_labels_of(dataset: Dataset, plan: Plan) -> bool:
 def _stored_plan(work: Work, path: Path) -> Plan:
     plan = prepared_folder.read_plan(work.plan_folder)
     validate_plan(plan)
-    if plan.channel_names[: len(work.dataset.channel_names)] != work.dataset.channel_names:
-        raise DatasetError(
-            f"{path} is for the channels {plan.channel_names}, but the dataset has "
-            f"{work.dataset.channel_names}. Delete the plan, and run --exec_mode training again."
-        )
+    refuse_foreign(plan, work.dataset, path)
     say(f"Using the plan in {path}.")
     return plan
 

@@ -90,6 +90,12 @@ def plan_file(folder: Path, name: str = DEFAULT_PLAN) -> Path:
     return folder / PLAN if name == DEFAULT_PLAN else folder / PLANS / f"{check_plan_name(name)}.json"
 
 
+def plan_path(folder: Path, name: str = DEFAULT_PLAN) -> Path:
+    """The file that the plan `name` of `folder` is read from: `plan_file`, else that of its own folder."""
+    path = plan_file(folder, name)
+    return path if path.is_file() or name == DEFAULT_PLAN else plan_file(own_folder(folder, name))
+
+
 def own_folder(folder: Path, name: str) -> Path:
     """The prepared folder of the plan `name` of `folder`, where it needs volumes of its own."""
     whole = folder if folder.name else folder.resolve()
@@ -117,9 +123,7 @@ def read_plan(folder: Path, name: str = DEFAULT_PLAN) -> Plan:
 
 
 def _plan_fields(folder: Path, name: str, heirs: tuple[str, ...]) -> dict[str, Any]:
-    path = plan_file(folder, name)
-    if not path.is_file() and name != DEFAULT_PLAN:
-        path = plan_file(own_folder(folder, name))
+    path = plan_path(folder, name)
     if not path.is_file():
         raise DatasetError(_no_plan(folder, name))
     content = read_json(path)

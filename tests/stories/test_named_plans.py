@@ -328,3 +328,66 @@ def test_to_verify_reads_test_cases_too(data: Path) -> None:
     prepare(data)
     with pytest.raises(DatasetError, match="1 errors"):
         prepare(data, "--verify_dataset_integrity")
+
+
+# --- of another dataset ------------------------------------------------------------------------------------
+
+
+OTHERS: dict[str, Any] = {"dataset": "Dataset999_Other", "label_names": ["background", "liver"]}
+
+
+def test_a_plan_of_another_dataset_is_refused_in_one_error_that_names_its_file(data: Path) -> None:
+    folder = prepare(data)
+    write_plan(folder, "foreign", **read_json(folder / "plan.json") | OTHERS)
+    message = (
+        r"plans/foreign.json is no plan of this dataset: dataset Dataset999_Other \(here Dataset007_Made\); "
+        r"label_names background, liver \(here background, organ\)\. .* --plan_from .*plans/foreign.json"
+    )
+    with pytest.raises(DatasetError, match=message):
+        read_fold(run_of(data, "foreign"))
+    with pytest.raises(DatasetError, match=message):
+        prepare(data, "--plan_name", "foreign")
+    # What the message says.
+    prepare(data, "--plan_from", str(folder / "plans" / "foreign.json"), "--plan_name", "moved")
+    assert read_fold(run_of(data, "moved")).plan.label_names == ("background", "organ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset": "Dataset999_Other"}, "dataset Dataset999_Other"),
+        (
+            {"label_names": ["background", "organ", "tumour"], "num_labels": 3},
+            "label_names background, organ, t",
+        ),
+        ({"class_names": ["a", "b"], "num_classes": 2}, r"class_names a, b \(here none\)"),
+        (
+            {"regions": [[1]], "region_names": ["all"], "regions_class_order": [1]},
+            r"regions \(1,\) \(here none",
+        ),
+        ({"channel_names": ["CT"]}, r"channel_names CT \(here MR\)"),
+        ({"ignore_label": 2}, r"ignore_label 2 \(here None\)"),
+    ],
+)
+@pytest.mark.parametrize("place", ["plan", "named", "heir"])
+def test_whatever_another_dataset_has_is_refused_in_every_plan(
+    data: Path, fields: dict[str, Any], message: str, place: str
+) -> None:
+    folder = prepare(data)
+    whole = read_json(folder / "plan.json") | fields
+    if place == "plan":
+        write_json(folder / "plan.json", whole)
+    else:
+        write_plan(folder, "named", **whole)
+        write_plan(folder, "heir", inherits_from="named", batch_size=3)
+    with pytest.raises(DatasetError, match=rf"{place}.json is no plan of this dataset: .*{message}"):
+        find_plan(folder, "default" if place == "plan" else place)
+
+
+def test_a_kept_plan_of_another_dataset_prepares_nothing(data: Path) -> None:
+    folder = prepare(data)
+    write_json(folder / "plan.json", read_json(folder / "plan.json") | OTHERS)
+    with pytest.raises(DatasetError, match="plan.json is no plan of this dataset: dataset Dataset999_Other"):
+        prepare(data, "--keep_plan")
+    with pytest.raises(DatasetError, match="plan.json is no plan of this dataset: dataset Dataset999_Other"):
+        prepare(data, "--exec_mode", "test")

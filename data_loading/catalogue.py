@@ -88,6 +88,8 @@ def build_catalogue(
     entries = [entry for case in cases if (entry := _check_case(case, plan, faults, slices_only=slices_only))]
     if faults:
         raise DatasetError(_told(faults))
+    if plan.prior_labels:
+        _refuse_other_priors(entries)
     if len({entry.image_type for entry in entries}) > 1:
         raise DatasetError(
             f"{entries[0].case.image.parent} mixes float16 and float32 images. "
@@ -149,8 +151,6 @@ def _check_case(case: PreprocessedCase, plan: Plan, faults: list[str], *, slices
         path = case.foreground
         table = _checked(found, lambda: _foreground_of(path, shape, plan, case)) or NO_FOREGROUND
     prior = case_file(case.image.parent, case.case_id, PRIOR) if plan.prior_labels else None
-    if prior is not None:
-        _checked(found, lambda: _refuse_other_prior(prior, shape))
     faults += found
     if found or image is None:
         return None
@@ -230,14 +230,29 @@ def _foreground_of(path: Path, shape: Shape, plan: Plan, case: PreprocessedCase)
     return table
 
 
-def _refuse_other_prior(path: Path, shape: Shape) -> None:
-    """The values, 0 to the plan's `prior_labels`, are the promise of whoever wrote the file."""
-    try:
-        prior = read_header(path)
-        if prior.shape != (1, *shape) or prior.dtype != np.int16:
-            raise DatasetError(f"{path} holds {prior} beside an image of {shape}.")
-    except DatasetError as fault:
-        raise DatasetError(
-            f"{fault} The plan needs the previous stage's labels as int16 {(1, *shape)}: train that stage on "
-            "all folds and predict its training cases out of fold first."
-        ) from fault
+def _refuse_other_priors(entries: Sequence[Entry]) -> None:
+    """DatasetError that tells once what makes the previous stage's labels, where cases lack them.
+
+    Their values, 0 to the plan's `prior_labels`, are the promise of whoever wrote the files.
+    """
+    faults: list[str] = []
+    for entry in entries:
+        _checked(faults, lambda entry=entry: _refuse_other_prior(entry))
+    if not faults:
+        return
+    folder = entries[0].case.image.parent
+    task = folder.name.partition("_3d")[0]
+    raise DatasetError(
+        f"{_told(faults)}\nThe plan needs the previous stage's labels of every case as int16 (1, D, H, W); "
+        f"{len(faults)} of {len(entries)} cases have none. Run: python scripts/cascade.py --data "
+        f"{folder.parent} --task {task} with the other options of this training: it trains the low "
+        "resolution on all folds, predicts the labels of the cases out of fold, and goes on with this plan."
+    )
+
+
+def _refuse_other_prior(entry: Entry) -> None:
+    if entry.prior is None:
+        return
+    prior = read_header(entry.prior)
+    if prior.shape != (1, *entry.shape) or prior.dtype != np.int16:
+        raise DatasetError(f"{entry.prior} holds {prior} beside an image of {entry.shape}.")

@@ -166,6 +166,11 @@ def _region_scheme(labels: dict[str, Any], order: Any, file: Path, faults: list[
     background = next((name for name, values in parts.items() if values == (0,)), None)
     regions = {name: values for name, values in parts.items() if name != background}
     values = {value for members in parts.values() for value in members}
+    if strays := _beyond_a_gap(parts, values):
+        what = f"{'; '.join(strays)}; the values should be 0, 1, 2, ... without a gap."
+        fix = "correct the value there; where masks do hold it, renumber the labels, there and in the files."
+        faults.append(make_fault("E105", file, what, fix))
+        return EMPTY_SCHEME
     if not _are_valid(values, ignore, file, faults):
         return EMPTY_SCHEME
     if background is None:
@@ -191,6 +196,17 @@ def _region_scheme(labels: dict[str, Any], order: Any, file: Path, faults: list[
         region_names=tuple(regions),
         region_values=tuple(order),
     )
+
+
+def _beyond_a_gap(parts: dict[str, tuple[int, ...]], values: set[int]) -> list[str]:
+    """Which label or region names which value above the first one that nothing names."""
+    gap = next(value for value in range(len(values) + 1) if value not in values)
+    return [
+        f"{name!r} names the value {value}, but nothing names {gap}"
+        for name, members in parts.items()
+        for value in sorted(set(members))
+        if value > gap > 0
+    ]
 
 
 def _are_valid(values: Iterable[int], ignore: Any, file: Path, faults: list[Fault]) -> bool:

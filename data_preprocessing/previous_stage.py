@@ -14,7 +14,6 @@ from utils.errors import DatasetError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CASCADE = "cascade"  # the name of the plan
 CONFIGURATION = "3d_cascade_fullres"
 SHARED = ("native_shape", "orientation", "axis_order", "oriented_shape", "crop_start", "crop_stop")
 

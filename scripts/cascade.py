@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_preprocessing.previous_stage import CASCADE, CONFIGURATION
+from data_preprocessing.previous_stage import CONFIGURATION
 from scripts.crossval import run as cross_validate
 from scripts.crossval_jobs import FoldProcesses, FoldTrainer
 from scripts.crossval_words import without, words_for_folds
-from scripts.named_plans import LOWRES
 from scripts.run_options import RunOptions
 from scripts.run_recipes import read_command
 from utils.command import run_command
 from utils.errors import DatasetError, UserError
 from utils.prepared_folder import (
+    CASCADE,
+    DEFAULT_PLAN,
     INHERITS,
+    LOWRES,
     PRIOR,
     PRIORS,
     case_file,
@@ -58,6 +60,7 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
     from scripts.fold_data import prepared_folder, read_fold
     from scripts.stage_notes import write_previous_stage
 
+    options = _without_configuration(options)
     base = _checked(options, prepared_folder(options))
     lowres, cascade = options.results / LOWRES, options.results / CASCADE
     others = without(words, {"plan", "configuration"})
@@ -121,6 +124,12 @@ def write_cascade_plan(base: Path, parent: str) -> None:
             raise DatasetError(f"{path} should have prior_labels {labels}. Correct or delete it.")
         return
     write_json(path, {INHERITS: parent, "configuration": CONFIGURATION, "prior_labels": labels})
+
+
+def _without_configuration(options: RunOptions) -> RunOptions:
+    """The options by --dim and --plan alone; 3d_cascade_fullres says what is trained anyway."""
+    is_whole = options.configuration == CONFIGURATION and options.plan == CASCADE
+    return replace(options, configuration=None, plan=DEFAULT_PLAN if is_whole else options.plan)
 
 
 def _checked(options: RunOptions, base: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from utils.errors import DatasetError, UserError
+from utils.prepared_folder import CASCADE, LOWRES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ SLICES, FINE, COARSE, CASCADED = "2d", "3d_fullres", "3d_lowres", "3d_cascade_fu
 # The folders <task>_<suffix>, in the order in which they are prepared: the full resolution then knows whether
 # there is a low one.
 SUFFIXES = {SLICES: "2d", COARSE: "3d_lowres", FINE: "3d"}
-PLAN_NAMES = {COARSE: "lowres", CASCADED: "cascade"}  # by which main.py finds them beside <task>_3d
+PLAN_NAMES = {COARSE: LOWRES, CASCADED: CASCADE}  # by which main.py finds them beside <task>_3d
 
 
 def dimension_of(configuration: str) -> int:

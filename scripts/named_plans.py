@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from data_preprocessing.manifest import volume_differences
 from data_preprocessing.plan_check import validate_plan
-from data_preprocessing.previous_stage import CASCADE
 from utils.contracts import Dataset, Plan
 from utils.errors import DatasetError, UserError
 from utils.prepared_folder import (
+    CASCADE,
     DATASET,
     DEFAULT_PLAN,
+    LOWRES,
+    MADE_BY,
     check_plan_name,
     own_folder,
     plan_file,
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from scripts.preprocess import PreprocessOptions
 
 NAMES = ("channel_names", "label_names", "ignore_label", "regions", "region_names", "class_names")
-LOWRES = "lowres"  # the folder <task>_3d_lowres is that of --lowres
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,11 @@ def find_plan(folder: Path, name: str) -> NamedPlan:
             differences = volume_differences(plan, read_plan(place))
             if not differences:
                 return NamedPlan(plan=plan, folder=place)
-    raise DatasetError(
-        f"{folder}: the plan {name} differs from that of the prepared volumes in {', '.join(differences)}. "
-        f"Run preprocess.py --plan_name {name} again: it prepares the volumes of this plan beside them."
-    )
+    remedy = f"Run preprocess.py --plan_name {name} again: it prepares the volumes of this plan beside them."
+    if name == CASCADE:
+        remedy = f"Delete {path} and run {MADE_BY[CASCADE]} again, which makes it for the volumes."
+    told = f"{folder}: the plan {name} differs from that of the prepared volumes in {', '.join(differences)}"
+    raise DatasetError(f"{told}. {remedy}")
 
 
 def refuse_foreign(plan: Plan, dataset: Dataset, path: Path) -> None:
@@ -79,8 +81,8 @@ def refuse_foreign(plan: Plan, dataset: Dataset, path: Path) -> None:
     if wrong:
         raise DatasetError(
             f"{path} is no plan of this dataset: {'; '.join(wrong)}. A plan of another dataset is moved here "
-            f"by preprocess.py --task {dataset.name} --plan_from {path} --plan_name NAME; where the dataset has "
-            "changed, run preprocess.py again with the options of the plan."
+            f"by preprocess.py --task {dataset.name} --plan_from {path} --plan_name NAME; where the dataset "
+            "has changed, run preprocess.py again with the options of the plan."
         )
 
 

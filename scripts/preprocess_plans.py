@@ -11,12 +11,12 @@ from data_preprocessing.manifest import PlannedBy, read_manifest, volume_differe
 from data_preprocessing.plan_check import validate_plan
 from data_preprocessing.planning import NoConfigurationError
 from scripts.configurations import COARSE
-from scripts.named_plans import LOWRES, name_of, refuse_foreign
+from scripts.named_plans import name_of, refuse_foreign
 from scripts.preprocess_steps import Findings, Work, choose_plan, new_plan, options_hash, same_data
 from scripts.preprocess_words import plan_line, size_text
 from utils.contracts import Plan
 from utils.errors import DatasetError
-from utils.prepared_folder import DEFAULT_PLAN, INHERITS, own_folder, plan_file, read_plan
+from utils.prepared_folder import DEFAULT_PLAN, INHERITS, LOWRES, own_folder, plan_file, read_plan
 from utils.run_log import say
 from utils.storage import read_json
 

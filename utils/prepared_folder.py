@@ -20,6 +20,9 @@ SPLITS = "splits_final.json"
 DEFAULT_PLAN = "default"  # the name of plan.json
 PLANS = "plans"  # further plans of a folder, NAME.json each
 PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# Plans whose names no other one can have, and the commands that make them.
+LOWRES, CASCADE = "lowres", "cascade"
+MADE_BY = {LOWRES: "preprocess.py --configuration 3d_lowres", CASCADE: "scripts/cascade.py"}
 INHERITS = "inherits_from"  # names the plan from which such a file takes the fields that it leaves out
 RESERVED_IDS = frozenset(
     Path(name).stem for name in (PLAN, FINGERPRINT, DATASET, MANIFEST, SPLITS, PRIORS)
@@ -143,7 +146,8 @@ def _no_plan(folder: Path, name: str) -> str:
     if name == DEFAULT_PLAN:
         return f"{folder} has no {PLAN}. Run preprocess.py first, in training mode."
     known = ", ".join(plan_names(folder)) or "none"
-    return f"{folder} has no plan called {name}; it has: {known}. preprocess.py --plan_name {name} makes one."
+    command = MADE_BY.get(name, f"preprocess.py --plan_name {name}")
+    return f"{folder} has no plan called {name}; it has: {known}. {command} makes one."
 
 
 def remove_case(folder: Path, case_id: str) -> None:

@@ -257,10 +257,12 @@ def test_a_missing_or_wrong_previous_stage_says_what_to_predict(cascade) -> None
     with pytest.raises(DatasetError) as refusal:
         build_catalogue(cascade.cases, cascade.plan)
     told = str(refusal.value).splitlines()
+    *told, remedy = told
     assert len(told) == 5
     for place, line in enumerate(told):
         assert line.startswith(str(prior_of(cascade, place)))
-        assert "predict its training cases out of fold first" in line
+    assert "5 of 5 cases have none" in remedy
+    assert f"python scripts/cascade.py --data {cascade.folder.parent} --task " in remedy
     assert "does not exist" in told[0]
     assert "holds uint8" in told[1]
     assert "is cut off" in told[4]

@@ -182,6 +182,14 @@ def test_labels_with_gap_duplicate_or_no_background_are_refused(tmp_path: Path, 
     assert "E105" in codes(nnunet(tmp_path, "a", labels=labels))
 
 
+def test_a_region_with_a_value_beyond_the_labels_is_named_with_it(tmp_path: Path) -> None:
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 9], "enhancing": 3}
+    told = only_fault(nnunet(tmp_path, "a", labels=regions, regions_class_order=[1, 2, 3]))
+    assert "E105" in told
+    assert "'core' names the value 9, but nothing names 4; the values should be 0, 1, 2" in told
+    assert "whole" not in told
+
+
 def test_labels_that_no_mask_holds_are_refused_when_the_dataset_is_read(tmp_path: Path) -> None:
     as_names = {"background": 0} | {f"part {value}": value for value in range(1, 256)}
     root = nnunet(tmp_path, "a", labels=as_names | {"ignore": 256})

@@ -1,12 +1,14 @@
 """The configurations by nnU-Net's names: prepared together, trained by name, planned without volumes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts import preprocess_steps
+from scripts import cascade, preprocess_steps
+from scripts.crossval_jobs import FoldProcesses
 from scripts.fold_data import read_fold
 from scripts.preprocess import PreprocessOptions, run
 from scripts.run_options import RunOptions
@@ -219,6 +221,25 @@ def test_a_configuration_is_another_way_to_say_dim_and_plan(data: Path) -> None:
     prepare(data, *SMALL, "--planner", "resenc_m")
     named = read_fold(command(data, "--configuration", "3d_fullres", "--plan", "resenc_m"))
     assert named.plan.planner == "resenc_m"
+
+
+@pytest.mark.flag("configuration")
+@pytest.mark.parametrize("configuration", ["3d_fullres", "3d_cascade_fullres"])
+def test_a_cascade_may_be_told_its_configuration(
+    data: Path, monkeypatch: pytest.MonkeyPatch, configuration: str
+) -> None:
+    prepare_all(data, *SMALL, "--configuration", "3d_cascade_fullres")
+    stages: list[tuple[str, bool]] = []
+
+    def watch(options: RunOptions, words: Sequence[str], trainer: FoldProcesses) -> Path:  # noqa: ARG001
+        stages.append((read_fold(options).plan.configuration, "--configuration" in words))
+        return options.results
+
+    monkeypatch.setattr(cascade, "cross_validate", watch)
+    monkeypatch.setattr(cascade, "write_priors", lambda *_: None)
+    words = ["--configuration", configuration, "--results", str(data.parent / "run")]
+    cascade.run(command(data, *words), words, FoldProcesses())
+    assert stages == [("3d_lowres", False), ("3d_cascade_fullres", False)]
 
 
 @pytest.mark.flag("configuration")

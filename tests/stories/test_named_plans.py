@@ -258,6 +258,25 @@ def test_an_unknown_name_is_answered_with_those_that_are_there(data: Path) -> No
         read_fold(run_of(data, "resenc_l"))
 
 
+@pytest.mark.flag("plan")
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("lowres", "preprocess.py --configuration 3d_lowres"), ("cascade", "scripts/cascade.py")],
+)
+def test_a_stage_of_a_cascade_that_is_missing_is_answered_with_what_makes_it(
+    data: Path, name: str, command: str
+) -> None:
+    folder = prepare(data)
+    with pytest.raises(DatasetError, match=rf"no plan called {name}; it has: default. {command} makes one"):
+        read_fold(run_of(data, name))
+    if name == "cascade":
+        write_plan(folder, name, inherits_from="default", prior_labels=1, spacing_mm=[0.5, 1.0, 1.0])
+        with pytest.raises(
+            DatasetError, match=r"Delete .*plans/cascade.json and run scripts/cascade.py again"
+        ):
+            read_fold(run_of(data, name))
+
+
 # --- trained -----------------------------------------------------------------------------------------------
 
 

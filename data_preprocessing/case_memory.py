@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from data_preprocessing.case_files import NIFTI_ENDINGS
 from data_preprocessing.faults import VolumeError
 from data_preprocessing.geometry import as_shape, file_axes, planned_spacing
+from data_preprocessing.nifti_header import spacing_of
 from data_preprocessing.prepare import target_spacing
 from data_preprocessing.resampling import resampled_shape
-from data_preprocessing.volume_io import axis_codes, read_header
+from data_preprocessing.volume_io import axis_codes, measure_volume
 from utils.contracts import Plan, RawCase, Shape, Spacing
 
-SINGLE, LABEL, FLAG, DOUBLE = 4, 2, 1, 8  # bytes of a float32, an int16, a bool or uint8, a float64
+SINGLE, LABEL, FLAG = 4, 2, 1  # bytes of a float32, an int16, a bool or uint8
 WORLD: Shape = (0, 1, 2)
 
 
@@ -56,34 +56,29 @@ class Need:
 
 
 def case_size(case: RawCase) -> CaseSize | None:
-    """The size of a case of NIfTI files; None for other formats, and where a header cannot be read.
+    """The size of a case by the headers of its images; None where one of them cannot be read.
 
     What is wrong with a file is told by those who read its voxels.
     """
-    if not all(path.name.lower().endswith(NIFTI_ENDINGS) for path in case.images):
-        return None
     try:
-        headers = [read_header(path) for path in case.images]
-        file_bytes = [path.stat().st_size for path in case.images]
+        sizes = [measure_volume(path) for path in case.images]
     except (VolumeError, OSError):
         return None
-    first = headers[0]
+    first = sizes[0]
     codes = axis_codes(first.affine)
-    channels = [1 if len(header.shape) == 3 else header.shape[3] for header in headers]
     voxels = prod(first.shape[:3])
     reading, held = 0, 0
-    for path, header, size, count in zip(case.images, headers, file_bytes, channels, strict=True):
-        content = size + (header.voxel_bytes if path.name.lower().endswith(".gz") else 0)
-        is_scaled = header.slope != 1 or header.inter != 0
-        reading = max(reading, held + content + voxels * count * (SINGLE + DOUBLE * is_scaled))
-        held += voxels * count * SINGLE
-    stacked = held * (2 if len(headers) > 1 else 1)
+    for size in sizes:
+        own = voxels * size.channels * SINGLE
+        reading = max(reading, held + size.beside + own)
+        held += own
+    stacked = held * (2 if len(sizes) > 1 else 1)
     has_label = case.label is not None
     return CaseSize(
         case_id=case.case_id,
         shape=as_shape(first.shape[axis] for axis in file_axes(codes, WORLD)),
-        spacing_mm=planned_spacing(first.spacing_mm, orientation=codes),
-        channels=sum(channels),
+        spacing_mm=planned_spacing(spacing_of(first.affine), orientation=codes),
+        channels=sum(size.channels for size in sizes),
         reading=max(reading, stacked + voxels * LABEL * has_label),
         has_label=has_label,
     )

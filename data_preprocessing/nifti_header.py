@@ -17,7 +17,7 @@ from data_preprocessing.faults import VolumeError, make_fault
 from utils.contracts import Spacing
 from utils.errors import Fault
 
-MAX_VOXEL_BYTES = 8 * 2**30  # a larger volume is a damaged header, or needs another tool
+MAX_VOXEL_BYTES = 64 * 2**30  # more is a damaged header; whether less fits is asked of the free memory
 MAX_HEADER_BYTES = 64 * 2**20  # header and extensions together
 HEADER_BYTES = 544  # NIfTI-2 header (540) and the extension flag; NIfTI-1 needs fewer
 SHEAR_LIMIT = 1e-3  # cosine between two axes that should be perpendicular

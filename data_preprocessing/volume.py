@@ -48,6 +48,20 @@ class Grid:
         return self.qform_code > 0 or self.sform_code > 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VolumeSize:
+    """What the header of an image file promises; no voxel was read."""
+
+    shape: tuple[int, ...]  # (x, y, z) or (x, y, z, channels)
+    affine: np.ndarray  # 4 x 4, voxel index to millimetres in RAS
+    beside: int  # bytes that reading holds at once, beside the voxels as float32
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return 1 if len(self.shape) == 3 else self.shape[3]
+
+
 def axis_codes(affine: np.ndarray) -> str:
     """Where each voxel axis runs to, for example "LPS"; the nearest axes if the scan is oblique."""
     return "".join(str(code) for code in aff2axcodes(affine))

@@ -5,8 +5,8 @@ A DICOM series is named by one of its files, whatever its ending.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,16 @@ from data_preprocessing.case_files import NIFTI_ENDINGS, SCAN_ENDINGS, split_end
 from data_preprocessing.faults import VolumeError
 from data_preprocessing.formats import dicom, metaimage, natural, nifti, nrrd, tiff
 from data_preprocessing.formats.nifti import read_header
-from data_preprocessing.volume import Grid, Purpose, Volume, axis_codes, first_index, integer_labels
+from data_preprocessing.volume import (
+    Grid,
+    Purpose,
+    Volume,
+    VolumeSize,
+    axis_codes,
+    first_index,
+    integer_labels,
+    refuse,
+)
 from utils.contracts import Spacing
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "first_index",
     "integer_labels",
     "mask_ending",
+    "measure_volume",
     "read_header",
     "read_label_volume",
     "read_volume",
@@ -33,6 +43,7 @@ __all__ = [
 ]
 
 Reader = Callable[[Path, Purpose], Volume]
+Measure = Callable[[Path], VolumeSize]
 Writer = Callable[[Path, np.ndarray, Grid], None]
 
 READERS: dict[str, Reader] = {
@@ -45,6 +56,17 @@ READERS: dict[str, Reader] = {
     ".jpeg": natural.read,
     ".tif": tiff.read,
     ".tiff": tiff.read,
+}
+MEASURES: dict[str, Measure] = {
+    ".nrrd": nrrd.measure,
+    ".mha": metaimage.measure,
+    ".mhd": metaimage.measure,
+    ".png": natural.measure,
+    ".bmp": natural.measure,
+    ".jpg": natural.measure,
+    ".jpeg": natural.measure,
+    ".tif": tiff.measure,
+    ".tiff": tiff.measure,
 }
 WRITERS: dict[str, Writer] = {
     ".nrrd": nrrd.write,
@@ -64,15 +86,36 @@ def read_volume(path: Path) -> Volume:
     Raises VolumeError for everything that would give wrong voxels or no geometry: a file cut off or damaged
     (checksum), sheared axes, missing slices, ... NaN and infinity are left for the caller to judge.
     """
-    volume = _reader_of(path)(path, "image")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as infinity
+    with _enough_memory(path), np.errstate(over="ignore", invalid="ignore"):  # the caller sees infinity
+        volume = _reader_of(path)(path, "image")
         return replace(volume, voxels=volume.voxels.astype(np.float32))
+
+
+def measure_volume(path: Path) -> VolumeSize:
+    """Shape, geometry and memory of an image by its header; VolumeError where that cannot be understood."""
+    ending = _ending(path)
+    if not ending and dicom.is_dicom(path):
+        return dicom.measure(path)
+    return MEASURES.get(ending, nifti.measure)(path)
 
 
 def read_label_volume(path: Path) -> Volume:
     """A label volume as int16; values within 0.001 of an integer are rounded, other fractions refused."""
-    volume = _reader_of(path)(path, "label")
-    return replace(volume, voxels=integer_labels(volume.voxels, file=path))
+    with _enough_memory(path):
+        volume = _reader_of(path)(path, "label")
+        return replace(volume, voxels=integer_labels(volume.voxels, file=path))
+
+
+@contextmanager
+def _enough_memory(path: Path) -> Iterator[None]:
+    """Names the file whose voxels the system has no room for, perhaps because its header is damaged."""
+    try:
+        yield
+    except MemoryError as error:
+        what = f"its voxels do not fit into the free memory ({error})."
+        raise refuse(
+            "E207", path, what, "check the header, or crop or downsample the volume first."
+        ) from error
 
 
 def write_volume(

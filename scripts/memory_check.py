@@ -1,4 +1,4 @@
-"""Whether the memory suffices for the largest cases, told before the first of them is read."""
+"""What memory the largest cases need, and whether that is there: told before the first of them is read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from utils.errors import DatasetError
 from utils.machine import read_memory, usable_cpus
 from utils.run_log import say
 
-TOLD_SHARE = 0.5  # of the free memory; what needs less is not worth a line
-GIGABYTE = 1e9
+USED_SHARE = 0.5  # of the free memory; above it fewer cases at a time are advised
+GIGABYTE, MEGABYTE = 1e9, 1e6
 
 
 def free_bytes() -> int | None:
@@ -31,8 +31,8 @@ def free_bytes() -> int | None:
 
 
 def check_reading(cases: Sequence[RawCase], *, num_jobs: int) -> None:
-    """DatasetError for cases that cannot be read in the free memory; a line where it may become short."""
-    _check([reading_need(size) for size in _sizes(cases)], num_jobs)
+    """One line with what reading needs; DatasetError for cases that the free memory cannot hold."""
+    _check("read", [reading_need(size) for size in _sizes(cases)], num_jobs)
 
 
 def check_preparing(
@@ -43,16 +43,14 @@ def check_preparing(
     if fingerprint is not None and plan.preset != NVIDIA:  # which crops to other voxels
         crops = dict(zip(fingerprint.case_ids, fingerprint.shapes, strict=True))
     sizes = [with_crop(size, crops.get(size.case_id)) for size in _sizes(cases)]
-    _check([preparing_need(size, plan) for size in sizes], num_jobs)
+    _check("prepare", [preparing_need(size, plan) for size in sizes], num_jobs)
 
 
 def too_large_scans(scans: Sequence[RawCase], plans: Sequence[Plan]) -> dict[str, str]:
-    """By case id, why a scan cannot be predicted in the free memory; a line where it may become short."""
+    """By case id, why a scan cannot be predicted in the free memory; one line with what the others need."""
     needs, free = [predicting_need(size, plans) for size in _sizes(scans)], free_bytes()
-    if free is None or not needs:
-        return {}
-    refused = {need.case_id: _refusal(need, free) for need in needs if need.least > free}
-    _tell([need for need in needs if need.case_id not in refused], free, num_jobs=1)
+    refused = {need.case_id: _refusal(need, free) for need in needs if free is not None and need.least > free}
+    _tell("predict", [need for need in needs if need.case_id not in refused], free, num_jobs=1)
     return refused
 
 
@@ -60,28 +58,28 @@ def _sizes(cases: Sequence[RawCase]) -> list[CaseSize]:
     return [size for case in cases if (size := case_size(case)) is not None]
 
 
-def _check(needs: Sequence[Need], num_jobs: int) -> None:
+def _check(verb: str, needs: Sequence[Need], num_jobs: int) -> None:
     free = free_bytes()
-    if free is None or not needs:
-        return
-    if refused := [_refusal(need, free) for need in needs if need.least > free]:
+    if free is not None and (refused := [_refusal(need, free) for need in needs if need.least > free]):
         raise DatasetError("\n".join([*refused, "Nothing was prepared."]))
-    _tell(needs, free, num_jobs=len(usable_cpus()) if num_jobs < 0 else num_jobs)
+    _tell(verb, needs, free, num_jobs=len(usable_cpus()) if num_jobs < 0 else num_jobs)
 
 
-def _tell(needs: Sequence[Need], free: int, *, num_jobs: int) -> None:
-    """One line where the largest cases, as many as are worked on at a time, need much of what is free."""
+def _tell(verb: str, needs: Sequence[Need], free: int | None, *, num_jobs: int) -> None:
+    """One line: the largest case, as many of the largest as are worked on at a time, what is free."""
     largest = sorted(needs, key=lambda need: need.most, reverse=True)[:num_jobs]
-    together = sum(need.most for need in largest)
-    if together <= TOLD_SHARE * free:
+    if not largest:
         return
     first, count = largest[0], len(largest)
-    fitting = max(1, int(free * TOLD_SHARE // first.most))
-    advice = f" --n_jobs {fitting} needs less." if fitting < count else ""
+    together = sum(need.most for need in largest)
     others = f", {count} at a time up to {_text(together)}" if count > 1 else ""
+    told = "" if free is None else f"; {_text(free)} are free"
+    if free is not None and together > USED_SHARE * free:
+        fitting = max(1, int(free * USED_SHARE // first.most))
+        told += f". --n_jobs {fitting} needs less" if fitting < count else ""
     say(
-        f"Memory: case {first.case_id} ({_grid(first)} voxels) needs up to {_text(first.most)}{others}; "
-        f"{_text(free)} are free.{advice}"
+        f"Memory to {verb} the largest case, {first.case_id} ({_grid(first)} voxels): up to "
+        f"{_text(first.most)}{others}{told}."
     )
 
 
@@ -98,4 +96,6 @@ def _grid(need: Need) -> str:
 
 
 def _text(num_bytes: int) -> str:
+    if num_bytes < GIGABYTE / 100:
+        return f"{num_bytes / MEGABYTE:.1f} MB"
     return f"{num_bytes / GIGABYTE:.2f} GB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,12 +23,14 @@ from data_preprocessing.formats.dicom_headers import (
 )
 from data_preprocessing.formats.dicom_stack import stack
 from data_preprocessing.stored_bytes import check_voxel_bytes
-from data_preprocessing.volume import Purpose, Volume, placed_volume, refuse
+from data_preprocessing.volume import Purpose, Volume, VolumeSize, placed_volume, refuse
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["DicomStack", "decode", "is_dicom", "open_files", "open_series", "read", "read_stack"]
+__all__ = ["DicomStack", "decode", "is_dicom", "measure", "open_files", "open_series", "read", "read_stack"]
+
+FRAME_BYTES = 2  # per pixel of a decoded frame; few have more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +53,16 @@ def read(path: Path, purpose: Purpose) -> Volume:
         what = "a DICOM file is no label volume."
         raise refuse("E205", path, what, "make NIfTI masks of it with scripts/convert_dicom.py.")
     return read_stack(open_series(path))
+
+
+def measure(path: Path) -> VolumeSize:
+    """Shape and memory by the headers of the whole series."""
+    opened = open_series(path)
+    columns, rows, slices = opened.shape
+    files = Counter(frame.file for frame in opened.frames)
+    largest = max(file.stat().st_size + FRAME_BYTES * columns * rows * count for file, count in files.items())
+    volume = columns * rows * slices * np.dtype(np.float32).itemsize  # filled slice by slice, then copied
+    return VolumeSize(shape=opened.shape, affine=opened.affine, beside=largest + volume)
 
 
 def open_series(path: Path) -> DicomStack:

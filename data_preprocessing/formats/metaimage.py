@@ -16,6 +16,7 @@ from data_preprocessing.stored_bytes import (
     check_voxel_bytes,
     inflate,
     read_plain_file,
+    read_start,
     voxels_of,
 )
 from data_preprocessing.volume import (
@@ -23,6 +24,7 @@ from data_preprocessing.volume import (
     Grid,
     Purpose,
     Volume,
+    VolumeSize,
     compact,
     placed_volume,
     refuse,
@@ -57,23 +59,27 @@ def read(path: Path, purpose: Purpose) -> Volume:
     """The voxels as stored; the fourth axis of a 4-D file, or the values of a voxel, become the channels."""
     content = read_plain_file(path)
     fields, offset = _fields(content, path)
-    num_axes = _whole(fields, "NDims", None, path)
-    sizes = tuple(int(size) for size in _numbers(fields, "DimSize", num_axes, path))
-    if not 3 <= num_axes <= 4:
-        what = f"the file has {num_axes} axes; a volume has 3, or 4 with channels."
-        raise refuse("E206", path, what, "store a slice as (x, y, 1), and one time point per file.")
-    num_values = _whole(fields, "ElementNumberOfChannels", "1", path)
-    if num_values > 1 and num_axes == 4:
-        what = f"the file has 4 axes and {num_values} values per voxel."
-        raise refuse("E206", path, what, "store one channel per file.")
+    sizes, num_values = _sizes(fields, path), _num_values(fields, path)
     shape = sizes if num_values == 1 else (num_values, *sizes)
     voxel_type = _voxel_type(fields, path)
     stored = _stored_voxels(content[offset:], fields, voxel_type, shape, path)
     if num_values > 1:
         stored = np.moveaxis(stored, 0, -1)
     voxels = stored.reshape(volume_shape(stored.shape, path), order="F")
-    volume = placed_volume(voxels, _affine(fields, num_axes, path), path, has_position=True)
+    volume = placed_volume(voxels, _affine(fields, len(sizes), path), path, has_position=True)
     return with_remarks(volume, *(wrapped_negatives(stored, path) if purpose == "image" else ()))
+
+
+def measure(path: Path) -> VolumeSize:
+    """Shape and memory by the header, and by the size of the file that holds the voxels."""
+    fields, _ = _fields(read_start(path, MAX_HEADER_BYTES), path)
+    sizes, num_values = _sizes(fields, path), _num_values(fields, path)
+    shape = volume_shape(sizes if num_values == 1 else (*sizes, num_values), path)
+    needed = check_voxel_bytes(shape, _voxel_type(fields, path).itemsize, path)
+    beside = _data_file(fields, path)
+    held = (beside or path).stat().st_size * (1 if beside else 2)  # what follows a header is copied first
+    unpacked = needed if _is_true(fields, "CompressedData") else 0
+    return VolumeSize(shape=shape, affine=_affine(fields, len(sizes), path), beside=held + unpacked)
 
 
 def write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
@@ -97,6 +103,23 @@ def data_file(path: Path) -> Path | None:
     """The file that holds the voxels of a .mhd header, or None where they follow it; refuses other places."""
     fields, _ = _fields(read_plain_file(path), path)
     return _data_file(fields, path)
+
+
+def _sizes(fields: Mapping[str, str], path: Path) -> tuple[int, ...]:
+    """The length of each of 3 or 4 axes; of 4 only where a voxel has one value."""
+    num_axes = _whole(fields, "NDims", None, path)
+    sizes = tuple(int(size) for size in _numbers(fields, "DimSize", num_axes, path))
+    if not 3 <= num_axes <= 4:
+        what = f"the file has {num_axes} axes; a volume has 3, or 4 with channels."
+        raise refuse("E206", path, what, "store a slice as (x, y, 1), and one time point per file.")
+    if num_axes == 4 and (num_values := _num_values(fields, path)) > 1:
+        what = f"the file has 4 axes and {num_values} values per voxel."
+        raise refuse("E206", path, what, "store one channel per file.")
+    return sizes
+
+
+def _num_values(fields: Mapping[str, str], path: Path) -> int:
+    return _whole(fields, "ElementNumberOfChannels", "1", path)
 
 
 def _header_text(stored: np.ndarray, grid: Grid, num_bytes: int, place: str) -> str:

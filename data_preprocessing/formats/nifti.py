@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,15 @@ from data_preprocessing.stored_bytes import (
     read_start,
     voxels_of,
 )
-from data_preprocessing.volume import Grid, Purpose, Volume, axis_codes, compact, wrapped_negatives
+from data_preprocessing.volume import (
+    Grid,
+    Purpose,
+    Volume,
+    VolumeSize,
+    axis_codes,
+    compact,
+    wrapped_negatives,
+)
 from utils.storage import atomic_file
 
 HEAD_OF_FILE = 2**17  # compressed bytes that surely hold the header
@@ -32,6 +41,17 @@ SMALLEST_HEADER = 348  # bytes of a NIfTI-1 header
 def read_header(path: Path) -> VolumeHeader:
     """The checked header of a NIfTI file; the voxels are neither read nor checked."""
     return parse_header(_header_bytes(read_start(path, HEAD_OF_FILE), path), path)
+
+
+def measure(path: Path) -> VolumeSize:
+    """Shape and memory by the header; an unpacked copy and a scaled one count where there are such."""
+    header = read_header(path)
+    unpacked = header.voxel_bytes if path.name.lower().endswith(".gz") else 0
+    is_scaled = header.slope != 1 or header.inter != 0
+    scaled = math.prod(header.shape) * np.dtype(np.float64).itemsize if is_scaled else 0
+    return VolumeSize(
+        shape=header.shape, affine=header.affine, beside=path.stat().st_size + unpacked + scaled
+    )
 
 
 def read(path: Path, purpose: Purpose) -> Volume:

@@ -17,6 +17,7 @@ from data_preprocessing.stored_bytes import (
     check_voxel_bytes,
     inflate,
     read_plain_file,
+    read_start,
     voxels_of,
 )
 from data_preprocessing.volume import (
@@ -24,6 +25,7 @@ from data_preprocessing.volume import (
     Grid,
     Purpose,
     Volume,
+    VolumeSize,
     compact,
     placed_volume,
     refuse,
@@ -73,6 +75,22 @@ def read(path: Path, purpose: Purpose) -> Volume:
     affine, has_position = _affine(header, channel_axis, shape, path)
     volume = placed_volume(stored.reshape(shape, order="F"), affine, path, has_position=has_position)
     return with_remarks(volume, *(wrapped_negatives(stored, path) if purpose == "image" else ()))
+
+
+def measure(path: Path) -> VolumeSize:
+    """Shape and memory by the header alone."""
+    header, _ = _header(read_start(path, MAX_HEADER_BYTES), path)
+    sizes = tuple(int(size) for size in header["sizes"])
+    needed = check_voxel_bytes(sizes, _voxel_type(header, path).itemsize, path)
+    channel_axis = _channel_axis(header, sizes, path)
+    spatial = tuple(size for axis, size in enumerate(sizes) if axis != channel_axis)
+    channels = () if channel_axis is None else (sizes[channel_axis],)
+    shape = volume_shape((*spatial, *channels), path)
+    affine, _ = _affine(header, channel_axis, shape, path)
+    is_packed = str(header["encoding"]).lower() in GZIP
+    file_bytes = path.stat().st_size
+    # What follows the header is copied before it is unpacked.
+    return VolumeSize(shape=shape, affine=affine, beside=2 * file_bytes + needed if is_packed else file_bytes)
 
 
 def write(path: Path, voxels: np.ndarray, grid: Grid) -> None:

@@ -7,24 +7,27 @@ with {"spacing": [z, y, x]} in millimetres.
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from data_preprocessing.faults import make_fault
 from data_preprocessing.formats.natural import one_slice, picture_volume
 from data_preprocessing.nifti_header import check_spacing
-from data_preprocessing.stored_bytes import check_voxel_bytes, cut_off, read_plain_file
+from data_preprocessing.stored_bytes import check_plain_file, check_voxel_bytes, cut_off, read_plain_file
 from data_preprocessing.volume import (
     LPS_TO_RAS,
     Grid,
     Purpose,
     Volume,
+    VolumeSize,
     compact,
     placed_volume,
     refuse,
@@ -76,6 +79,25 @@ def read(path: Path, purpose: Purpose) -> Volume:
         fix = f'write {{"{SPACING_KEY}": [z, y, x]}} in millimetres into that file.'
         return with_remarks(volume, make_fault("W205", path, what, fix))
     return volume
+
+
+def measure(path: Path) -> VolumeSize:
+    """Shape and memory by the headers of the pages."""
+    check_plain_file(path)
+    file_bytes = path.stat().st_size
+    with _series_in(path.open("rb"), file_bytes, path) as series:
+        axes, sizes = _axes(series.axes, path, series.shape), tuple(int(size) for size in series.shape)
+        array = math.prod(sizes) * np.dtype(series.dtype).itemsize
+    affine = LPS_TO_RAS
+    if axes not in PICTURE_AXES:
+        affine = LPS_TO_RAS @ np.diag([*_spacing(path)[::-1], 1.0])
+        sizes = sizes[::-1]
+    elif len(sizes) == 2:
+        sizes = (sizes[1], sizes[0], 1)
+    else:
+        rows, columns, colours = sizes if axes == "YXS" else (*sizes[1:], sizes[0])
+        sizes = (columns, rows, 1, colours)
+    return VolumeSize(shape=sizes, affine=affine, beside=file_bytes + array)
 
 
 def write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
@@ -132,12 +154,18 @@ def _spacing(path: Path) -> tuple[float, float, float]:
 
 def _decoded(content: bytes, path: Path) -> tuple[np.ndarray, str]:
     """The pixels of the only series of pages, and a letter per axis."""
+    with _series_in(io.BytesIO(content), len(content), path) as series:
+        return np.asarray(series.asarray()), _axes(series.axes, path, series.shape)
+
+
+@contextmanager
+def _series_in(stream: BinaryIO, held: int, path: Path) -> Iterator[TiffPageSeries]:
+    """The only series of pages of `held` bytes, nothing decoded; what tifffile raises is told of `path`."""
     import tifffile
 
     try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            series = _only_series(file, len(content), path)
-            return np.asarray(series.asarray()), _axes(series.axes, path, series.shape)
+        with stream, tifffile.TiffFile(stream) as file:
+            yield _only_series(file, held, path)
     except tifffile.TiffFileError as error:
         what = f"not a TIFF file: {error}."
         raise refuse("E202", path, what, "copy the file again, or export it as TIFF again.") from error

@@ -1,6 +1,8 @@
 """Bytes that a case needs: counted by hand on small cases, and measured against what NumPy holds."""
 
+import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_preprocessing.case_memory import (
     case_size,
@@ -18,12 +21,23 @@ from data_preprocessing.case_memory import (
     with_crop,
 )
 from data_preprocessing.cases import load_case
+from data_preprocessing.faults import VolumeError
 from data_preprocessing.prepare import prepare_case
-from data_preprocessing.volume_io import read_header, write_volume
+from data_preprocessing.volume_io import read_header, read_volume, write_volume
+from tests.dicom_tools import stored_voxels, write_series
 from utils.contracts import Plan, RawCase
 
 MakePlan = Callable[..., Plan]
 HEADER = 352  # bytes before the voxels
+SMALL = 100_000  # bytes that reading any file takes
+NRRD_HEADER = (
+    "NRRD0004\ntype: float\ndimension: 3\nspace: left-posterior-superior\nsizes: 1500 1500 1500\n"
+    "space directions: (1,0,0) (0,2,0) (0,0,3)\nendian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
+)
+META_HEADER = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nElementSpacing = 1 2 3\n"
+    "DimSize = 1500 1500 1500\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+)
 
 
 def write_header(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> int:
@@ -41,11 +55,25 @@ def write_header(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> 
     return length
 
 
+def write_picture_header(path: Path, columns: int, rows: int) -> None:
+    """A PNG of three colours that ends behind its first pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
 def raw(*images: Path, label: Path | None = None) -> RawCase:
     return RawCase(case_id="a", patient_id="a", images=images, label=label)
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((1500, 1500, 1500), np.int16), ((30000, 30000, 1), np.float32)])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((1500, 1500, 1500), np.int16), ((1500, 1500, 1500), np.float32), ((30000, 30000, 1), np.float32)],
+)
 def test_a_file_of_gigabytes_is_measured_by_its_header(
     tmp_path: Path, make_plan: MakePlan, shape: tuple[int, int, int], kind: type[np.generic]
 ) -> None:
@@ -96,11 +124,76 @@ def test_more_labels_and_more_plans_need_more_for_a_prediction(tmp_path: Path, m
     assert needs == sorted(set(needs))
 
 
-def test_other_formats_and_broken_files_have_no_size(tmp_path: Path) -> None:
+def test_broken_files_have_no_size(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"nothing")
-    assert case_size(raw(tmp_path / "a.nii")) is None
-    assert case_size(raw(tmp_path / "gone.nii.gz")) is None
-    assert case_size(raw(tmp_path / "a.png")) is None
+    for name in ("a.nii", "gone.nii.gz", "gone.png", "gone.tif", "gone.mhd", "gone.dcm"):
+        assert case_size(raw(tmp_path / name)) is None
+
+
+@pytest.mark.parametrize(
+    "ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".tif", ".png", ".bmp", ".jpg"]
+)
+def test_every_format_is_measured_as_it_is_read(tmp_path: Path, ending: str) -> None:
+    """Shape and spacing are those of the loaded case, and its peak lies below the estimate, but not far."""
+    path, is_picture = tmp_path / f"a{ending}", ending in (".png", ".bmp", ".jpg")
+    generator = np.random.default_rng(0)
+    if is_picture:
+        pixels = generator.integers(0, 255, (400, 500, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    else:
+        affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+        grid = {"affine": affine, "qform_code": 1, "sform_code": 1, "spacing_mm": (1.0, 1.0, 2.0)}
+        write_volume(path, generator.integers(0, 900, (80, 60, 40)).astype(np.int16), **grid)
+    size = case_size(raw(path))
+    assert size is not None
+    tracemalloc.start()
+    try:
+        loaded = read_volume(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (size.channels, size.shape) == ((3, (1, 400, 500)) if is_picture else (1, (40, 60, 80)))
+    assert size.spacing_mm == pytest.approx(loaded.spacing_mm[::-1])
+    assert 0.5 * size.reading < peak <= 1.1 * size.reading + SMALL
+
+
+@pytest.mark.parametrize("header", [NRRD_HEADER, META_HEADER])
+def test_a_medical_volume_of_gigabytes_is_measured_by_its_header(tmp_path: Path, header: str) -> None:
+    path = tmp_path / ("a.nrrd" if header.startswith("NRRD") else "a.mha")
+    text, num_bytes = header.encode(), 4 * 1500**3
+    with path.open("wb") as stream:
+        stream.write(text)
+        stream.truncate(len(text) + num_bytes)
+    size = case_size(raw(path))
+    assert size is not None
+    assert (size.shape, size.channels, size.spacing_mm) == ((1500, 1500, 1500), 1, (3.0, 2.0, 1.0))
+    assert 2 * num_bytes <= size.reading < 3.1 * num_bytes
+
+
+def test_a_large_picture_is_accepted_without_a_warning_of_pillow(tmp_path: Path) -> None:
+    """14000 x 14000 pixels are above the limit that Pillow has by itself, 30000 x 30000 far above."""
+    write_picture_header(tmp_path / "a.png", 30000, 30000)
+    size = case_size(raw(tmp_path / "a.png"))
+    assert size is not None
+    assert (size.shape, size.channels) == ((1, 30000, 30000), 3)
+    assert size.reading >= 30000**2 * 3 * (1 + 4)
+    Image.fromarray(np.zeros((200, 300), np.uint8)).save(tmp_path / "b.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)  # as 14000 x 14000 is to Pillow's own
+        assert read_volume(tmp_path / "b.png").voxels.shape == (300, 200, 1)
+    write_picture_header(tmp_path / "c.png", 2**31 - 1, 2**31 - 1)
+    with pytest.raises(VolumeError, match="E207"):
+        read_volume(tmp_path / "c.png")
+    assert case_size(raw(tmp_path / "c.png")) is None
+
+
+def test_a_series_is_measured_by_the_headers_of_its_slices(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, stored_voxels())
+    size, volume = case_size(raw(paths[0])), read_volume(paths[0])
+    assert size is not None
+    shape = tuple(volume.voxels.shape[axis] for axis in (2, 1, 0))
+    assert (sorted(size.shape), size.channels) == (sorted(shape), 1)
+    assert size.reading >= 2 * 4 * volume.voxels.size
 
 
 @pytest.mark.parametrize("num_files", [1, 2])

@@ -2,15 +2,18 @@ import csv
 import gzip
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_preprocessing import volume_io
 from data_preprocessing.cases import inspect_case
 from data_preprocessing.faults import VolumeError
 from data_preprocessing.nifti_header import parse_header
 from data_preprocessing.volume_io import (
+    Volume,
     integer_labels,
     read_header,
     read_label_volume,
@@ -356,3 +359,15 @@ def test_other_ways_to_store_the_same_image_give_the_same_values(stem: str) -> N
 def test_other_ways_to_store_the_same_label_give_the_same_values(stem: str) -> None:
     reference = read_label_volume(ODD / "made" / "lab_ref.nii.gz").voxels
     np.testing.assert_array_equal(read_label_volume(ODD / "made" / f"{stem}.nii.gz").voxels, reference)
+
+
+@pytest.mark.parametrize("read", [read_volume, read_label_volume])
+def test_voxels_that_no_memory_is_left_for_name_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    def reader(path: Path, purpose: str) -> Volume:
+        raise MemoryError("Unable to allocate 48.0 GiB")
+
+    monkeypatch.setitem(volume_io.READERS, ".nrrd", reader)
+    with pytest.raises(VolumeError, match=r"E207 .*a\.nrrd.*free memory \(Unable to allocate 48\.0 GiB\)"):
+        read(tmp_path / "a.nrrd")

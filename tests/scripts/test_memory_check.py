@@ -8,7 +8,7 @@ import pytest
 
 from scripts import memory_check
 from scripts.memory_check import check_preparing, check_reading, free_bytes, too_large_scans
-from tests.data_preprocessing.test_case_memory import write_header
+from tests.data_preprocessing.test_case_memory import write_header, write_picture_header
 from utils.contracts import Plan, RawCase
 from utils.errors import DatasetError
 from utils.machine import Memory
@@ -62,24 +62,44 @@ def test_a_case_that_may_fit_is_told_with_the_number_of_jobs_that_needs_less(
     have(monkeypatch, 40_000_000)
     check_preparing(cases[:2], plan, None, num_jobs=2)
     said = capsys.readouterr().err
-    assert (
-        "case a (100 x 100 x 100 voxels) needs up to 0.02 GB, 2 at a time up to 0.03 GB; 0.04 GB are" in said
+    assert said == (
+        "Memory to prepare the largest case, a (100 x 100 x 100 voxels): up to 0.02 GB, 2 at a time up to "
+        "0.03 GB; 0.04 GB are free. --n_jobs 1 needs less.\n"
     )
-    assert said.endswith("--n_jobs 1 needs less.\n")
 
 
-def test_nothing_is_said_where_memory_is_plenty_or_unknown(
+def test_the_need_is_told_in_one_line_where_memory_is_plenty_or_unknown_too(
     cases: list[RawCase],
     make_plan: MakePlan,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     have(monkeypatch, 64 * GB)
-    check_reading(cases[:2], num_jobs=2)
+    check_reading(cases[:2], num_jobs=1)
     assert too_large_scans(cases[:2], [make_plan()]) == {}
     have(monkeypatch, None)
-    check_reading(cases, num_jobs=2)
+    check_reading(cases, num_jobs=1)
+    read, predicted, unknown = capsys.readouterr().err.splitlines()
+    assert read.startswith("Memory to read the largest case, a (100 x 100 x 100 voxels): up to ")
+    assert read.endswith(" GB; 64.00 GB are free.")
+    assert predicted.startswith("Memory to predict the largest case, a (")
+    assert unknown.startswith("Memory to read the largest case, huge (1500 x 1500 x 1500 voxels): up to ")
+    assert "free" not in unknown
+    check_reading([], num_jobs=1)
     assert capsys.readouterr().err == ""
+
+
+def test_pictures_and_series_are_estimated_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture_header(tmp_path / "wall.png", 30000, 30000)
+    case = RawCase(case_id="wall", patient_id="wall", images=(tmp_path / "wall.png",))
+    have(monkeypatch, 8 * GB)
+    with pytest.raises(DatasetError, match=r"Case wall: its 1 x 30000 x 30000 voxels need 13.50 GB"):
+        check_reading([case], num_jobs=1)
+    have(monkeypatch, 64 * GB)
+    check_reading([case], num_jobs=1)
+    assert "the largest case, wall (1 x 30000 x 30000 voxels): up to " in capsys.readouterr().err
 
 
 def test_a_scan_that_does_not_fit_leaves_the_others_to_be_predicted(

@@ -152,7 +152,7 @@ def test_a_tilted_gantry_is_refused(tmp_path: Path, shift_mm: float, *, is_tilt:
 
 
 def test_a_volume_of_terabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, VOXELS[:, :, :1], Rows=65535, Columns=65535)
+    paths = write_series(tmp_path, np.tile(VOXELS, (1, 1, 2)), Rows=65535, Columns=65535)
     assert refusal(paths[0]).fault.code == "E207"
 
 

@@ -20,7 +20,7 @@ from scripts.final_validation import FOLDER, PROBABILITIES
 from scripts.members import fold_folder
 from scripts.model_run import ModelRun, find_checkpoint, open_model, planned_spacing_mm
 from scripts.prepared_prediction import mask_file, network_input
-from scripts.stage_notes import find_note
+from scripts.stage_notes import find_note, refuse_foreign_priors
 from utils.contracts import Plan, Prediction
 from utils.options import describe
 from utils.run_log import progress
@@ -102,6 +102,8 @@ class FoldAnswers:
         if self._open is None or self._open[0] != fold:
             options = replace(self._candidate.options, results=fold_folder(self._candidate.results[0], fold))
             self._open = (fold, open_model(options, self._checkpoint(fold)))
+            case = self._candidate.pool.cases[0].case
+            refuse_foreign_priors(self._open[1].plan, case.image.parent, options.results)
         return self._open[1]
 
 

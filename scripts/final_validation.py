@@ -39,6 +39,7 @@ from scripts.prepared_prediction import (
     write_mask,
 )
 from scripts.run_options import RunOptions
+from scripts.stage_notes import refuse_foreign_priors
 from scripts.surface_pairs import MaskPairOnGrid, mean_by_label, surface_dice_by_label
 from utils.contracts import NO_CLASS, Plan, PreprocessedCase
 from utils.run_log import RUN_SUMMARY, RunLog
@@ -111,6 +112,7 @@ def validate_fold(options: RunOptions, fold: FoldCases, checkpoint: Path, run_lo
     plan = run.model.plan
     run.refuse_training_cases([case.case_id for case in fold.validation])
     refuse_other_preparation(plan, fold.plan, fold.folder)
+    refuse_foreign_priors(plan, fold.folder, options.results)
     masks = options.results / FOLDER
     scored = _predict_and_score(run, fold, options, masks)
     write_tables(masks, scored, plan)

@@ -141,6 +141,7 @@ def _tell_scores(
 def _refuse_other_folder(ensemble: Ensemble, folder: Path) -> None:
     """DatasetError where a member needs other volumes than those of a prepared folder."""
     from scripts.fold_data import refuse_other_preparation
+    from scripts.stage_notes import refuse_foreign_priors
     from utils.prepared_folder import read_plan
 
     if len(ensemble.groups) > 1:
@@ -149,6 +150,8 @@ def _refuse_other_folder(ensemble: Ensemble, folder: Path) -> None:
             "scans themselves with -i."
         )
     refuse_other_preparation(ensemble.plan, read_plan(folder), folder)
+    for member in ensemble.second_stages:
+        refuse_foreign_priors(ensemble.plan, folder, member.results)
 
 
 def main() -> None:

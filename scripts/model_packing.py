@@ -34,7 +34,7 @@ from scripts.model_archive import (
 from scripts.model_postprocessing import FILE as POSTPROCESSING
 from scripts.previous_stage import find_previous_stage, previous_options
 from scripts.run_options import RunOptions
-from scripts.stage_notes import NOTE, write_previous_stage
+from scripts.stage_notes import NOTE, find_note, write_previous_stage
 from utils.prepared_folder import SPLITS
 from utils.run_log import say
 from utils.storage import atomic_file, file_hash, read_json, read_record, to_plain, write_json
@@ -81,7 +81,7 @@ def pack_models(options: RunOptions, output: Path) -> ModelCard:
         if second:
             more, files = _packed_stage(_stage_before(options, second), Path(scratch))
             note = Path(scratch) / NOTE
-            write_previous_stage(note.parent, note.parent / PREVIOUS)
+            write_previous_stage(note.parent, note.parent / PREVIOUS, _networks_noted(options, second))
             models += more
             packed += [*files, _Packed(name=NOTE, source=note)]
         sources = {file.name: file.source for file in packed}
@@ -105,6 +105,12 @@ def _stage_before(options: RunOptions, members: Sequence[Member]) -> _Stage:
     path = find_previous_stage(options, members)
     results = results_of(path) if path.is_file() else path
     return _stage(find_members(previous_options(options, path, members)), results, f"{PREVIOUS}/")
+
+
+def _networks_noted(options: RunOptions, members: Sequence[Member]) -> tuple[str, ...]:
+    """Whose masks the second stages have learned from; none where that is not known."""
+    note = find_note(members[0].results) if options.previous_stage is None else None
+    return () if note is None else note.stage.networks
 
 
 def _packed_stage(stage: _Stage, scratch: Path) -> tuple[list[ArchivedModel], list[_Packed]]:

@@ -144,9 +144,11 @@ def fold_of(options: RunOptions) -> FoldCases:
     from scripts.classical_fit import refuse_impossible_fit
     from scripts.fold_data import read_fold
     from scripts.one_voice import say_once
+    from scripts.stage_notes import refuse_foreign_priors
 
     fold = read_fold(options)
     refuse_impossible_fit(options, fold.plan)
+    refuse_foreign_priors(fold.plan, fold.folder, options.results)
     if options.plan == DEFAULT_PLAN and (others := plan_names(fold.folder)[1:]):
         say_once(f"Training {fold.folder / PLAN}; --plan chooses another one: {', '.join(others)}.")
     return fold

@@ -15,6 +15,7 @@ from data_preprocessing.volume_io import read_label_volume
 from scripts import best_configuration, cascade, crossval, inference, preprocess, train
 from scripts.best_candidates import read_candidate
 from scripts.best_configuration import BestOptions, prediction_command
+from scripts.cascade_masks import open_first_stage, refuse_other_first_stage
 from scripts.crossval_words import words_for_folds
 from scripts.fold_data import read_fold
 from scripts.prepared_prediction import network_input
@@ -75,8 +76,9 @@ def trained(phantom: "Phantom", tmp_path_factory: pytest.TempPathFactory) -> Tra
     prepare(phantom.raw, data)
     words = ("--data", str(data), "--task", TASK, "--nfolds", "2", "--device", "cpu", "--epochs", "1")
     words += ("--steps_per_epoch", "2", "--num_workers", "1", "--overlap", "0", "--fit_classifier", "none")
-    with pytest.raises(DatasetError, match="--lowres"):
-        run(words, results)
+    with pytest.raises(DatasetError, match="no fold holds out"):
+        run(words, results)  # the low resolution is prepared, with the dataset's own folds
+    assert (data / f"{TASK}_3d_lowres" / PLAN).is_file()
     prepare(phantom.raw, data, "--lowres")
     trainer = run(words, results)
     assert [(job.fold, job.folder.parent.name) for job in trainer.jobs] == [
@@ -112,8 +114,10 @@ def test_a_second_call_trains_and_predicts_nothing_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("data_preprocessing.previous_stage.prior_label", never)
+    monkeypatch.setattr("scripts.cascade_masks.prior_label", never)
     assert run(trained.words, trained.results).jobs == []
+    named = (*trained.words, "--configuration", "3d_cascade_fullres")
+    assert run(named, trained.results).jobs == []
 
 
 @pytest.mark.flag("previous_stage")
@@ -197,3 +201,97 @@ def test_a_missing_mask_says_what_to_run(trained: Trained, tmp_path: Path) -> No
     words += ["--plan", "cascade", "--results", str(tmp_path / "results")]
     with pytest.raises(DatasetError, match="_prior.npy"):
         train.run(read_command(words, program="main.py", description="").options)
+
+
+def elsewhere(trained: Trained, data: Path, *flags: str) -> list[str]:
+    return [word if word != str(trained.data) else str(data) for word in trained.words] + list(flags)
+
+
+def test_full_resolution_may_have_volumes_of_its_own(
+    trained: Trained, phantom: "Phantom", tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    prepare(phantom.raw, data, "--plan_name", "thin", "--overwrite_target_spacing", "5", "2", "2")
+    shutil.copytree(trained.results / "lowres", tmp_path / "results" / "lowres")
+    words = elsewhere(trained, data, "--plan", "thin", "--folds", "0")
+    (job,) = run(words, tmp_path / "results").jobs
+    thin = data / f"{TASK}_3d_thin"
+    options = read_command(job.words, program="main.py", description="").options
+    assert (options.data, options.plan) == (thin, "cascade")
+    assert read_plan(thin, "cascade").spacing_mm == (5.0, 2.0, 2.0)
+    case = list_prepared(thin)[0]
+    assert read_array(case_file(thin, case.case_id, PRIOR)).shape == (1, *case.shape)
+    words = elsewhere(trained, data, "--exec_mode", "predict", "--results", str(job.folder.parent))
+    words += ["-i", str(phantom.raw / "test"), "-o", str(tmp_path / "o")]
+    inference.run(read_command(words, program="main.py", description="").options)
+    assert len(list((tmp_path / "o").glob("*.nii.gz"))) == 2
+
+
+@pytest.mark.flag("plan")
+def test_a_cascade_of_another_plan_is_not_taken_for_the_first(trained: Trained, tmp_path: Path) -> None:
+    write_json(trained.data / f"{TASK}_3d" / "plans" / "other.json", {"inherits_from": "default"})
+    with pytest.raises(DatasetError, match="inherits from the plan default, not from other"):
+        run([*trained.words, "--plan", "other"], tmp_path)
+    with pytest.raises(UserError, match="is one stage of a cascade"):
+        run([*trained.words, "--plan", "cascade"], tmp_path)
+
+
+def test_masks_of_another_cascade_are_refused_with_the_command_that_makes_them_anew(
+    trained: Trained, tmp_path: Path
+) -> None:
+    base, results = trained.data / f"{TASK}_3d", trained.results / "cascade"
+    mine = read_json(base / "priors.json")
+    write_json(base / "priors.json", {"networks": ["0" * 64, "1" * 64]})
+    flags = ("--plan", "cascade", "--results", str(results / "fold_0"))
+    prepared = ("--exec_mode", "predict", "-o", str(tmp_path), "--folds", "0", "--plan", "cascade")
+    for start in (
+        lambda: train.run(trained.options(*flags, "--resume_training", "--epochs", "2")),
+        lambda: inference.evaluate(trained.options(*flags)),
+        lambda: inference.run(trained.options(*prepared, "--results", str(results))),
+    ):
+        with pytest.raises(DatasetError, match="of other networks") as error:
+            start()
+    command = shlex.split(str(error.value).partition("anew run: ")[2])
+    assert command[:2] == ["python", "scripts/cascade.py"]
+    options = read_command(command[2:], program="cascade.py", description="").options
+    assert (options.results, options.folds) == (trained.results, (0, 1))
+    trainer = InHouse()
+    cascade.run(options, words_for_folds(command[2:]), trainer)
+    assert trainer.jobs == []
+    assert read_json(base / "priors.json") == mine
+    inference.run(trained.options(*prepared, "--results", str(results)))
+
+
+def test_a_first_stage_that_does_not_fit_any_more_is_refused(trained: Trained, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    low = data / f"{TASK}_3d_lowres"
+    write_json(low / PLAN, replace(read_plan(low), spacing_mm=(9.0, 9.0, 9.0)))
+    words = elsewhere(trained, data, "--plan", "lowres", "--results", str(trained.results / "lowres"))
+    with pytest.raises(DatasetError, match="prepared with another spacing_mm"):
+        open_first_stage(read_command(words, program="main.py", description="").options)
+    with pytest.raises(DatasetError, match="masks of other networks"):
+        refuse_other_first_stage(trained.results / "cascade", ["0" * 64])
+    refuse_other_first_stage(trained.results / "lowres", ["0" * 64])
+
+
+def test_a_low_resolution_that_cannot_be_prepared_here_is_told_with_the_command(
+    trained: Trained, tmp_path: Path
+) -> None:
+    base = tmp_path / "data" / f"{TASK}_3d"
+    shutil.copytree(trained.data / f"{TASK}_3d", base)
+    words = elsewhere(trained, tmp_path / "data")
+    manifest, dataset = read_json(base / "manifest.json"), read_json(base / "dataset.json")
+    write_json(base / "manifest.json", manifest | {"planner": "0" * 64})
+    with pytest.raises(DatasetError, match=r"not noted in it.* Run: python preprocess\.py .* --lowres"):
+        run(words, tmp_path / "results")
+    write_json(base / "dataset.json", dataset | {"root": str(tmp_path / "gone" / "Dataset500_Gone")})
+    with pytest.raises(DatasetError, match="--data RAW .* --task Dataset500_Gone --dim 3 --lowres"):
+        run(words, tmp_path / "results")
+
+
+def test_both_stages_need_the_same_folds(trained: Trained, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    folds = read_json(trained.results / "lowres" / "splits_final.json")
+    write_json(data / f"{TASK}_3d" / "splits_final.json", folds[::-1])
+    with pytest.raises(DatasetError, match="have different folds"):
+        run(elsewhere(trained, data), tmp_path / "results")

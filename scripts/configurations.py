@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from utils.errors import DatasetError, UserError
-from utils.prepared_folder import CASCADE, LOWRES
+from utils.prepared_folder import CASCADE, LOWRES, PLAN, read_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,8 +60,9 @@ def single_configuration(options: PreprocessOptions) -> str:
 def as_configured(options: RunOptions, given: Collection[str]) -> RunOptions:
     """The options with --dim and --plan as --configuration means them, where they are not `given`.
 
-    UserError where --dim is given and contradicts. A given --plan may be any of that configuration; which one
-    it is of is told by the plan itself, see `refuse_other_configuration`.
+    A --data that is a prepared folder of that configuration itself is trained by its own plan. A given --plan
+    may be any of the configuration, which it tells itself, see `refuse_other_configuration`. UserError where
+    --dim is given and contradicts.
     """
     name = options.configuration
     if name is None:
@@ -70,7 +71,8 @@ def as_configured(options: RunOptions, given: Collection[str]) -> RunOptions:
         raise UserError(
             f"--configuration {name} and --dim {options.dim} contradict each other. Leave --dim away."
         )
-    plan = options.plan if "plan" in given else PLAN_NAMES.get(name, options.plan)
+    is_itself = (options.data / PLAN).is_file() and read_plan(options.data).configuration == name
+    plan = options.plan if "plan" in given or is_itself else PLAN_NAMES.get(name, options.plan)
     return replace(options, dim=2 if name == SLICES else 3, plan=plan)
 
 

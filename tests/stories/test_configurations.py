@@ -216,6 +216,8 @@ def test_a_configuration_is_another_way_to_say_dim_and_plan(data: Path) -> None:
         {"inherits_from": "default", "configuration": "3d_cascade_fullres", "prior_labels": 1},
     )
     assert read_fold(command(data, "--configuration", "3d_cascade_fullres")).plan.prior_labels == 1
+    coarse = ["--configuration", "3d_lowres", "--data", str(results / "007_3d_lowres")]
+    assert read_fold(command(data, *coarse)).plan.configuration == "3d_lowres"
     assert command(data, "--configuration", "2d").dim == 2
     assert command(data, "--configuration", "3d_lowres").plan == "lowres"
     prepare(data, *SMALL, "--planner", "resenc_m")

@@ -66,9 +66,9 @@ class PreprocessOptions:
     switch prepares the cases by it."""
     plan_name: str | None = field(default=None, metadata={"aliases": ("--plan",)})
     """Name of the plan that is made; unset: that of the planner and, unless it is scipy, of the resampling;
-    default is plan.json. Another plan is written as plans/NAME.json where it can be trained on the same volumes,
-    else prepared as <task>_<dim>d_NAME; main.py --plan NAME trains it. A file plans/NAME.json written by hand
-    may name another plan under "inherits_from" and hold the fields that differ."""
+    default is plan.json. Another plan is written as plans/NAME.json where it can be trained on the same
+    volumes, else prepared as <task>_<dim>d_NAME; main.py --plan NAME trains it. A file plans/NAME.json
+    written by hand may name another plan under "inherits_from" and hold the fields that differ."""
     plan_from: Path | None = None
     """Plan the dataset as another one, for weights that are to be fine-tuned on it: grid, patch, stages and
     normalisation, with the other's intensities, come from this prepared folder, plan file or checkpoint;

@@ -57,6 +57,7 @@ def _refuse_unscored(options: RunOptions) -> None:
     """UserError for options that change what is predicted: the scores are one model's, of its raw answers."""
     if options.shard is not None:
         raise UserError("--shard is for --exec_mode predict: scores belong to all cases together.")
+    _refuse_continued(options)
     given = {
         "--members": options.members,
         "--folds": options.folds,
@@ -68,6 +69,15 @@ def _refuse_unscored(options: RunOptions) -> None:
         raise UserError(
             f"{', '.join(wrong)}: --exec_mode evaluate scores one model's own answers. Use --exec_mode "
             "predict, which scores prepared cases too, or scripts/crossval.py for all folds."
+        )
+
+
+def _refuse_continued(options: RunOptions) -> None:
+    """UserError where prepared cases would be scored in two parts."""
+    if options.continue_prediction:
+        raise UserError(
+            "--continue_prediction goes on with predictions of scans: give them with -i. Prepared cases are "
+            "scored together, so all of them are predicted."
         )
 
 
@@ -83,6 +93,7 @@ def _predict_preprocessed(options: RunOptions) -> Path:
     from scripts.prediction_shard import PredictionShard
     from scripts.prepared_prediction import predict_prepared, score_answer, score_classes, write_mask
 
+    _refuse_continued(options)
     shard = PredictionShard.parse(options.shard)
     arrays = ArrayFiles.of(options)
     ensemble = open_ensemble(options)

@@ -19,8 +19,9 @@ from scripts.class_output import write_class_output
 from scripts.ensemble import Ensemble, ScanAnswer
 from scripts.memory_check import too_large_scans
 from scripts.model_postprocessing import choose_postprocessing
-from scripts.model_run import PredictionRow, prediction_row, write_predictions_table
+from scripts.model_run import PredictionRow, prediction_row
 from scripts.prediction_arrays import ArrayFiles
+from scripts.prediction_record import RECORD, TABLE, Finished, PredictionTable, maker_of
 from scripts.prediction_shard import PredictionShard
 from scripts.previous_stage import Stages, open_stages
 from scripts.run_options import ALL_CASES, RunOptions
@@ -33,7 +34,6 @@ from utils.splits import pick_fold, read_folds
 from utils.storage import write_json
 
 PREDICTIONS = "predictions"
-TABLE = "predictions.csv"
 MAX_PENDING = 2  # predictions that may wait for the disk; each holds a volume of probabilities
 
 
@@ -53,6 +53,7 @@ class Target:
 
     folder: Path | None
     plan: Plan
+    table: PredictionTable
     steps: tuple[Step, ...] = ()
     arrays: ArrayFiles = ArrayFiles()
 
@@ -67,32 +68,38 @@ def predict_scans(options: RunOptions) -> Path:
     scans = shard.share_of(_scans_of(options, stages)[: options.test_limit], lambda scan: scan.case_id)
     folder = options.output or options.results / PREDICTIONS
     chosen = choose_postprocessing(options.postprocessing, ensemble)
+    maker = maker_of(options, stages, chosen)
+    done: tuple[PredictionRow, ...] = ()
+    if options.continue_prediction:
+        finished = Finished(folder=folder, arrays=arrays, has_masks=ensemble.has_masks, maker=maker)
+        done = finished.rows(scans, ensemble.plan)
+        scans = _without(scans, done, folder)
     say(f"Predicting {len(scans)} scans on {ensemble.runs[0].device.type} into {folder}{_by(ensemble)}")
     started = time.perf_counter()
+    table = PredictionTable(shard.file_of(folder / TABLE), ensemble.plan, done)
     target = Target(
-        folder=folder if ensemble.has_masks else None, plan=ensemble.plan, steps=chosen.steps, arrays=arrays
+        folder=folder if ensemble.has_masks else None,
+        plan=ensemble.plan,
+        table=table,
+        steps=chosen.steps,
+        arrays=arrays,
     )
-    too_large = too_large_scans(scans, stages.plans)
-    fitting = [scan for scan in scans if scan.case_id not in too_large]
-    rows, failures = _predict(fitting, stages, target)
-    failures = [*too_large.values(), *failures]
-    table = shard.file_of(folder / TABLE)
-    write_predictions_table(table, rows, ensemble.plan)
-    write_class_output(options.class_output or folder, rows, ensemble.plan, shard)
+    record = {
+        "options": describe(options),
+        "checkpoints": [member.checkpoint for member in ensemble.members],
+        "postprocessing": {"file": chosen.file, "steps": chosen.steps},
+        "maker": maker,
+    }
+    table.write()  # before the record: rows of other models never stand beside it
+    write_json(shard.file_of(folder / RECORD), record | {"finished": False})
+    failures = _predict(scans, stages, target)
+    write_class_output(options.class_output or folder, table.rows, ensemble.plan, shard)
     seconds = time.perf_counter() - started
-    write_json(
-        shard.file_of(folder / "run.json"),
-        {
-            "options": describe(options),
-            "checkpoints": [member.checkpoint for member in ensemble.members],
-            "postprocessing": {"file": chosen.file, "steps": chosen.steps},
-            "cases": len(rows),
-            "failures": failures,
-            "seconds": round(seconds, 3),
-        },
-    )
+    ending = {"cases": len(table.rows), "failures": failures, "seconds": round(seconds, 3)}
+    write_json(shard.file_of(folder / RECORD), record | {"finished": True} | ending)
+    what = "masks" if ensemble.has_masks else "classes"
     say(
-        f"{len(rows)} {'masks' if ensemble.has_masks else 'classes'} and {table.name} in {folder}, "
+        f"{len(table.rows)} {what} and {table.path.name} in {folder}, "
         f"{seconds:.1f} s ({seconds / max(len(scans), 1):.2f} s per scan)"
     )
     if failures:
@@ -100,26 +107,35 @@ def predict_scans(options: RunOptions) -> Path:
     return folder
 
 
-def _predict(
-    scans: Sequence[RawCase], stages: Stages, target: Target
-) -> tuple[list[PredictionRow], list[str]]:
-    """A row for each scan, and what is wrong with the others.
+def _without(scans: Sequence[RawCase], done: Sequence[PredictionRow], folder: Path) -> tuple[RawCase, ...]:
+    """The scans that are left to predict; how many are not is said in one line."""
+    names = [row.case_id for row in done]
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        say(f"{len(names)} of {len(scans)} scans are predicted already in {folder} and skipped: {shown}.")
+    return tuple(scan for scan in scans if scan.case_id not in set(names))
+
+
+def _predict(scans: Sequence[RawCase], stages: Stages, target: Target) -> list[str]:
+    """Write an answer for each scan that fits the memory; returns what is wrong with the others.
 
     One scan is read ahead and one restored and written behind while the network works on a third.
     """
-    rows: list[PredictionRow] = []
-    failures: list[str] = []
-    pending: deque[Future[PredictionRow]] = deque()
+    too_large = too_large_scans(scans, stages.plans)
+    fitting = [scan for scan in scans if scan.case_id not in too_large]
+    failures = list(too_large.values())
+    pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1) as writer:
-        for ready in progress(_ready_scans(scans, stages.plans), total=len(scans), label="Predict"):
+        for ready in progress(_ready_scans(fitting, stages.plans), total=len(fitting), label="Predict"):
             try:
                 pending.append(writer.submit(_write, target, ready, _answer(stages, ready)))
             except DatasetError as error:
                 failures.append(str(error))
             if len(pending) > MAX_PENDING:
-                rows.append(pending.popleft().result())
-        rows.extend(future.result() for future in pending)
-    return rows, failures
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    return failures
 
 
 def _by(ensemble: Ensemble) -> str:
@@ -181,7 +197,8 @@ def _answer(stages: Stages, ready: ReadyScan) -> ScanAnswer:
     return stages.answer(ready.arrays, ready.case_id)
 
 
-def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRow:
+def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> None:
+    """Mask and arrays first, then the row, which says that they are there."""
     loaded = ready.loaded
     assert loaded is not None  # _answer raises for a scan that could not be read
     mask = None
@@ -197,4 +214,4 @@ def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> PredictionRo
         )
         target.arrays.write(target.folder, mask, answer, target.plan)
     row = prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)
-    return replace(row, mask_ending=loaded.mask_ending)
+    target.table.add(replace(row, mask_ending=loaded.mask_ending))

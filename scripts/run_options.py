@@ -49,7 +49,7 @@ class RunOptions:
     """Folder for checkpoints, logs and predictions; unset: below that of the environment variable
     nnUNet_results, where it is set, in <dataset>/<plan>__<configuration>/fold_N."""
     overwrite: bool = False
-    """Train even if --results holds another fold, plan or dataset: its checkpoints and scores are replaced."""
+    """Train even if --results holds another fold, plan or dataset: checkpoints and scores are replaced."""
     task: str = "01"
     """Number, folder name or path of the dataset, as in 04, Task04_Hippocampus."""
     brats: bool = False
@@ -117,6 +117,9 @@ class RunOptions:
     masks."""
     shard: str | None = None
     """Predict part i of n of the sorted cases, as 1/4 to 4/4: one job each, in any order, on any machines."""
+    continue_prediction: bool = False
+    """Go on with an interrupted prediction of scans: those whose mask and other files are all in the folder
+    of the predictions, by the same models and options, are not predicted again."""
     save_preds: bool = False
     """Write the predicted masks as NumPy arrays (z, y, x) too, in the folder npy of the predictions. --npz
     writes probabilities."""

@@ -30,6 +30,7 @@ def refuse_predicting(options: RunOptions, *, but: str = "") -> None:
         "--output": options.output,
         "--class_output": options.class_output,
         "--shard": options.shard,
+        "--continue_prediction": options.continue_prediction,
         "--save_preds": options.save_preds,
         "--members": options.members,
         "--folds": options.folds,

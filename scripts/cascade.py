@@ -37,7 +37,6 @@ def run(options: RunOptions, words: Sequence[str], trainer: FoldTrainer) -> Path
     from scripts.cascade_masks import open_first_stage, refuse_other_first_stage, write_priors
     from scripts.stage_notes import write_previous_stage
 
-    options = _without_configuration(options)
     folders = cascade_folders(options)
     write_cascade_plan(folders)
     lowres, cascade = options.results / LOWRES, options.results / CASCADE
@@ -67,7 +66,10 @@ def main() -> None:
     """Run from the command line."""
     words = sys.argv[1:]
     command = read_command(words, program="cascade.py", description=DESCRIPTION)
-    run(command.options, words_for_folds(words), FoldProcesses())
+    from scripts.results_folders import own_results  # behind --help: it waits for torch
+
+    command = replace(command, options=_without_configuration(command.options))
+    run(own_results(command, per_fold=False), words_for_folds(words), FoldProcesses())
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def prepare(raw: Path, data: Path, *flags: str) -> Path:
 
 
 def run(words: Sequence[str], results: Path) -> InHouse:
+    """What the command does, in this process."""
     trainer = InHouse()
     command = read_command([*words, "--results", str(results)], program="cascade.py", description="")
     cascade.run(command.options, words_for_folds(list(words)), trainer)
@@ -116,8 +117,6 @@ def test_a_second_call_trains_and_predicts_nothing_again(
 
     monkeypatch.setattr("scripts.cascade_masks.prior_label", never)
     assert run(trained.words, trained.results).jobs == []
-    named = (*trained.words, "--configuration", "3d_cascade_fullres")
-    assert run(named, trained.results).jobs == []
 
 
 @pytest.mark.flag("previous_stage")
@@ -295,3 +294,17 @@ def test_both_stages_need_the_same_folds(trained: Trained, tmp_path: Path) -> No
     write_json(data / f"{TASK}_3d" / "splits_final.json", folds[::-1])
     with pytest.raises(DatasetError, match="have different folds"):
         run(elsewhere(trained, data), tmp_path / "results")
+
+
+@pytest.mark.flag("configuration")
+@pytest.mark.parametrize("flags", [(), ("--configuration", "3d_cascade_fullres")])
+def test_results_without_a_name_lie_below_those_of_the_dataset(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    found: list[RunOptions] = []
+    monkeypatch.setattr(cascade, "run", lambda options, words, trainer: found.append(options))
+    monkeypatch.setattr("sys.argv", ["cascade.py", *trained.words, *flags])
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    cascade.main()
+    assert (found[0].plan, found[0].configuration) == ("default", None)
+    assert found[0].results == tmp_path / "Dataset500_PancreasPhantom" / "default__3d_fullres"

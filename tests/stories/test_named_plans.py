@@ -110,6 +110,24 @@ def test_another_spacing_or_interpolation_has_volumes_of_its_own(
     assert read_plan(folder, name) == read_plan(own) != read_plan(folder)
 
 
+@pytest.mark.flag("preprocess:planner", "preprocess:resampling", "preprocess:gpu_memory_target_gb")
+def test_resenc_m_by_torch_for_16_gb_stands_beside_resenc_m(data: Path) -> None:
+    flags = ["--planner", "resenc_m", "--resampling", "torch", "--gpu_memory_target", "16"]
+    own, folder = prepare(data, *flags), prepare(data, "--planner", "resenc_m")
+    assert plan_names(folder) == ("default", "resenc_m", "resenc_m_torch")
+    torch_one, usual = (find_plan(folder, name) for name in ("resenc_m_torch", "resenc_m"))
+    assert (torch_one.folder, usual.folder) == (own, folder)
+    assert (torch_one.plan.planner, torch_one.plan.resampling, torch_one.plan.encoder) == (
+        "resenc_m",
+        "torch",
+        "residual",
+    )
+    assert usual.plan.resampling == "scipy"
+    before = times(own)
+    assert prepare(data, *flags) == own
+    assert times(own) == before
+
+
 def test_own_volumes_are_trained_and_predicted_by_name_with_or_without_the_default_ones(data: Path) -> None:
     own = prepare(data, "--plan_name", "fine", *FINER)
     with pytest.raises(DatasetError, match="has the plans fine: choose one with --plan"):

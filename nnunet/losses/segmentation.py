@@ -38,7 +38,7 @@ class SegmentationLoss:
         """Mean over the resolutions, halved at every step down; both finest first, `case_weights` (B,).
 
         `across_ranks`: all ranks come here together, as in a training step; a batch Dice then is that of
-        their batches as one.
+        their batches as one, and so is a cross-entropy with an ignore label.
         """
         shares = supervision_weights(len(logits))
         levels = zip(shares, logits, labels, strict=False)  # a network in evaluation has the finest alone
@@ -59,5 +59,10 @@ class SegmentationLoss:
             across_ranks=across_ranks,
         )
         return dice + voxel_cross_entropy(
-            logits, label, case_weights, coding=self.coding, gamma=self.focal_gamma
+            logits,
+            label,
+            case_weights,
+            coding=self.coding,
+            gamma=self.focal_gamma,
+            across_ranks=across_ranks,
         )

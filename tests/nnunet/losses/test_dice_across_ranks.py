@@ -1,4 +1,4 @@
-"""Batch Dice in two processes is that of one process with both batches: the loss and every gradient."""
+"""Batch Dice, and cross-entropy with an ignore label, in two processes are those of one with both batches."""
 
 from pathlib import Path
 
@@ -21,16 +21,17 @@ ALL = slice(0, NUM_RANKS * PER_RANK)
 
 
 @pytest.mark.flag("batch_dice")
-def test_two_ranks_step_as_one_process_with_both_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignore_label", [None, 3])
+def test_two_ranks_step_as_one_process_with_both_batches(tmp_path: Path, ignore_label: int | None) -> None:
     weights = (1.0, 1.0, 1.0, 1.0)
-    spawn(run_rank, (str(tmp_path), weights), nprocs=NUM_RANKS)
+    spawn(run_rank, (str(tmp_path), weights, ignore_label), nprocs=NUM_RANKS)
     network = small_network()
-    expected = step(network, batch_of(ALL, weights), loss_of_both())
+    expected = step(network, batch_of(ALL, weights, ignore_label), loss_of_both(ignore_label))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(NUM_RANKS)]
-    # The cross-entropy stays that of a rank's own cases; the mean over ranks is that of all of them.
+    # A cross-entropy without an ignore label stays that of a rank's own cases; the mean is that of all.
     assert torch.stack([rank["loss"] for rank in ranks]).mean() == pytest.approx(float(expected), rel=1e-6)
     for rank in ranks:
         for ours, theirs in zip(rank["gradients"], gradients(network), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-    own = batch_of(slice(0, PER_RANK), weights)
-    assert float(ranks[0]["validated"]) == float(step(small_network(), own, loss_of_both().eval()))
+    own, loss = batch_of(slice(0, PER_RANK), weights, ignore_label), loss_of_both(ignore_label).eval()
+    assert float(ranks[0]["validated"]) == float(step(small_network(), own, loss))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nnunet.label_coding import LabelCoding
 from nnunet.losses.cross_entropy import voxel_cross_entropy
@@ -108,6 +109,26 @@ def test_the_loss_is_that_of_the_annotated_voxels_alone(kind: str) -> None:
     alone = SegmentationLoss(coding=plain, batch_dice=False)((few,), (target,), ONE)
     loss = SegmentationLoss(coding=coding, batch_dice=False)((logits,), (target_of(kind, labels),), ONE)
     assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", IGNORING)
+def test_each_annotated_voxel_of_the_batch_counts_alike(kind: str) -> None:
+    """Three voxels of one case and one of the other: no mean of means."""
+    coding = IGNORING[kind]
+    labels = torch.tensor([[0, 1, 2, 3], [2, 3, 3, 3]]).view(2, 1, 1, 1, 4)
+    logits, _ = random_volume(kind)
+    logits = logits.detach()[:, :, :1, :1]
+    loss = voxel_cross_entropy(logits, target_of(kind, labels), torch.ones(2), coding=coding)
+    kept = (labels != 3).expand_as(logits)
+    if kind == "labels":
+        of_torch = F.cross_entropy(logits, labels[:, 0].masked_fill(labels[:, 0] == 3, -100))
+    else:
+        truth = target_of(kind, labels)[:, :2].float()
+        of_torch = F.binary_cross_entropy_with_logits(logits[kept], truth[kept])
+    assert loss.item() == pytest.approx(of_torch.item(), rel=1e-6)
+    half = voxel_cross_entropy(logits, target_of(kind, labels), torch.tensor([1.0, 0.0]), coding=coding)
+    alone = voxel_cross_entropy(logits[:1], target_of(kind, labels[:1]), ONE, coding=coding)
+    assert half.item() == pytest.approx(alone.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])

@@ -15,8 +15,10 @@ from nnunet.training.trainer import kept_checkpoints
 from scripts.crossval_folds import logged_options
 from scripts.environment_defaults import RESULTS
 from scripts.members import METRICS_FILE, fold_folders
+from scripts.named_plans import find_plan
 from scripts.run_options import ALL_CASES, RunOptions
 from utils.errors import DatasetError, UserError
+from utils.prepared_folder import CASCADE, LOWRES
 from utils.run_log import say
 
 if TYPE_CHECKING:
@@ -50,15 +52,15 @@ class Training:
 def own_results(command: RunCommand, *, per_fold: bool = True) -> RunOptions:
     """The options; where nnUNet_results gave --results, these are the run's own folder below it.
 
-    A training has <dataset>/<plan>__<configuration>/fold_N there, a cross-validation (`per_fold` False) the
-    folder above. A prediction finds either by --task, --dim and --plan; DatasetError where there is none.
+    A training has <dataset>/<plan>__<configuration>/fold_N there, a cross-validation or a cascade (`per_fold`
+    False) the folder above. A prediction finds either by --task, --dim and --plan, a stage of a cascade by
+    its plan's name; DatasetError where there is none.
     """
     options = command.options
     if command.origins.get("results") != f"environment {RESULTS}":
         return options
     if options.exec_mode != "predict":
         from scripts.fold_data import prepared_folder
-        from scripts.named_plans import find_plan
 
         plan = find_plan(prepared_folder(options), options.plan).plan
         folder = options.results / plan.dataset / f"{options.plan}__{plan.configuration}"
@@ -79,20 +81,21 @@ def _is_results(folder: Path) -> bool:
 
 def _trained(options: RunOptions) -> Path:
     """The folder of the dataset's plan below nnUNet_results, by the names of the folders."""
-    names = {path: path.parent.name for path in sorted(options.results.glob("*/*")) if path.is_dir()}
+    there = [path for path in sorted(options.results.glob("*/*")) if path.is_dir()]
+    there += [path for name in (LOWRES, CASCADE) for path in sorted(options.results.glob(f"*/*/{name}"))]
     found = [
         path
-        for path, dataset in names.items()
-        if _task(dataset) == _task(options.task)
+        for path in there
+        if _task(path.relative_to(options.results).parts[0]) == _task(options.task)
         and (path.name == options.plan or path.name.startswith(f"{options.plan}__{options.dim}d"))
     ]
     if len(found) == 1:
         return found[0]
     what = f"--task {options.task} --dim {options.dim} --plan {options.plan}"
-    there = ", ".join(str(path.relative_to(options.results)) for path in found or names) or "nothing"
+    shown = ", ".join(str(path.relative_to(options.results)) for path in found or there) or "nothing"
     count = "several trainings" if found else "no training"
     raise DatasetError(
-        f"{options.results} ({RESULTS}) holds {count} of {what}; there is {there}. "
+        f"{options.results} ({RESULTS}) holds {count} of {what}; there is {shown}. "
         "Give the folder as --results."
     )
 

@@ -173,9 +173,9 @@ def test_a_prediction_finds_what_was_trained_there(root: Path) -> None:
         "Dataset011_B/default__2d",
     ):
         (root / name / "fold_0").mkdir(parents=True)
-    (root / "Dataset001_Tiny" / "cascade" / "fold_0").mkdir(parents=True)
+    (folder / "cascade" / "fold_0").mkdir(parents=True)
     assert results_of(*predict, "-i", "scans") == folder
-    assert results_of(*predict, "-i", "scans", "--plan", "cascade") == folder.with_name("cascade")
+    assert results_of(*predict, "-i", "scans", "--plan", "cascade") == folder / "cascade"
     assert results_of(*predict, "-i", "scans", "--fold", "all") == folder / "fold_all"
     assert results_of(*predict, "--fold", "1") == folder / "fold_1"
     assert (
@@ -183,7 +183,7 @@ def test_a_prediction_finds_what_was_trained_there(root: Path) -> None:
     )
     assert results_of(*predict, "-i", "scans", "--ckpt_path", "model.ckpt") == root
     with pytest.raises(
-        DatasetError, match="--plan resenc_m; there is Dataset001_Tiny/cascade, Dataset001_Tiny"
+        DatasetError, match="--plan resenc_m; there is Dataset001_Tiny/default__2d, Dataset001"
     ):
         results_of(*predict, "-i", "scans", "--plan", "resenc_m")
     (root / "Dataset001_Again" / "default__3d_fullres").mkdir(parents=True)

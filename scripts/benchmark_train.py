@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from statistics import mean, median
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -134,17 +134,11 @@ def _forward(module: MultiTaskModule, options: BenchmarkOptions, team: Team) -> 
     forward = forward_of(module.network, is_compiled=options.compile)
     if team.size == 1:
         return forward
-    return DistributedDataParallel(
-        Called(module, forward),
-        device_ids=[torch.cuda.current_device()] if module.device.type == "cuda" else None,
-        **{_sync_buffers_name(): False},  # as the trainer does
-    )
-
-
-def _sync_buffers_name() -> str:
-    """torch 2.13 has renamed the argument, and the old name is deprecated there."""
-    new, old = "forward_sync_buffers", "broadcast_buffers"
-    return new if new in signature(DistributedDataParallel).parameters else old
+    # As the trainer does. torch 2.13 has renamed the argument, and the old name is deprecated there.
+    known, name = signature(DistributedDataParallel).parameters, "forward_sync_buffers"
+    unsynced: dict[str, Any] = {name if name in known else "broadcast_buffers": False}
+    device_ids = [torch.cuda.current_device()] if module.device.type == "cuda" else None
+    return DistributedDataParallel(Called(module, forward), device_ids=device_ids, **unsynced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

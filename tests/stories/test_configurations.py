@@ -1,5 +1,6 @@
 """The configurations by nnU-Net's names: prepared together, trained by name, planned without volumes."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import cascade, preprocess_steps
+from scripts import cascade, cascade_masks, preprocess_steps
 from scripts.crossval_jobs import FoldProcesses
 from scripts.fold_data import read_fold
 from scripts.preprocess import PreprocessOptions, run
@@ -238,9 +239,13 @@ def test_a_cascade_may_be_told_its_configuration(
         return options.results
 
     monkeypatch.setattr(cascade, "cross_validate", watch)
-    monkeypatch.setattr(cascade, "write_priors", lambda *_: None)
+    monkeypatch.setattr(cascade_masks, "write_priors", lambda *_: None)
+    untrained = cascade_masks.FirstStage(options=command(data), models=())
+    monkeypatch.setattr(cascade_masks, "open_first_stage", lambda _: untrained)
     words = ["--configuration", configuration, "--results", str(data.parent / "run")]
-    cascade.run(command(data, *words), words, FoldProcesses())
+    words += ["--data", str(data.parent / "results"), "--task", "7", "--nfolds", "3"]
+    monkeypatch.setattr(sys, "argv", ["cascade.py", *words])
+    cascade.main()
     assert stages == [("3d_lowres", False), ("3d_cascade_fullres", False)]
 
 

@@ -20,10 +20,11 @@ from scripts.fold_data import read_fold
 from scripts.model_run import find_checkpoint, open_model
 from scripts.process_place import shard_of
 from scripts.run_options import RunOptions
+from utils.contracts import Dataset
 from utils.errors import UserError
 from utils.options import parse
-from utils.prepared_folder import PLAN, read_plan
-from utils.storage import write_json
+from utils.prepared_folder import DATASET, PLAN, read_plan
+from utils.storage import read_record, write_json
 
 if TYPE_CHECKING:
     from tests.stories.conftest import Phantom
@@ -83,12 +84,19 @@ def test_training_leaves_an_axis_out_or_swaps(run_options: Options, tmp_path: Pa
     assert mirror("--left_right_pairs", PAIR).pairs == (1, 2)
 
 
+def rename_labels(folder: Path, names: tuple[str, ...]) -> None:
+    """Other names in the plan of a prepared folder and in its dataset, which have to agree."""
+    dataset = read_record(Dataset, folder / DATASET)
+    write_json(folder / DATASET, replace(dataset, label_names=names))
+    write_json(folder / PLAN, replace(read_plan(folder), label_names=names))
+
+
 def test_sides_are_found_in_the_names_of_the_plan(
     phantom: "Phantom", run_options: Options, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(phantom.prepared / "500_3d", tmp_path / "500_3d"))
     assert read_plan(folder).left_right_pairs is None
-    write_json(folder / PLAN, replace(read_plan(folder), label_names=("background", "kidney_L", "kidney_R")))
+    rename_labels(folder, ("background", "kidney_L", "kidney_R"))
     plan = read_fold(run_options(tmp_path, "--data", str(tmp_path))).plan
     assert (plan.left_right_pairs, plan.left_right) == (((1, 2),), "swap")
 
@@ -99,8 +107,7 @@ def test_a_benchmark_mirrors_as_prediction_does(
 ) -> None:
     folder = tmp_path / "500_3d"
     shutil.copytree(phantom.prepared / "500_3d", folder)
-    names = ("background", "kidney_left", "kidney_right")
-    write_json(folder / PLAN, replace(read_plan(folder), label_names=names))
+    rename_labels(folder, ("background", "kidney_left", "kidney_right"))
     rules: list[WindowRule] = []
 
     def predict(forward: object, scan: object, rule: WindowRule, **others: object) -> None:  # noqa: ARG001

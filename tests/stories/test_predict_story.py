@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from data_preprocessing.volume_io import write_volume
-from scripts import inference, preprocess
+from nnunet.training.checkpoint import load_model
+from nnunet.training.trainer import Machine
+from scripts import inference, model_run, preprocess
 from scripts.run_options import RunOptions
 from utils.errors import DatasetError, UserError
 from utils.options import parse
@@ -290,6 +293,17 @@ def test_two_dimensional_training_predicts_volumes(
     inference.run(run_options(results, "-i", str(scans.first), "-o", str(tmp_path / "out")))
     mask = load(tmp_path / "out" / "turned.nii.gz")
     assert mask.shape == load(scans.first).shape
+
+
+@pytest.mark.parametrize(("device", "searches"), [("cuda", True), ("cpu", False)])
+def test_kernels_are_searched_for_on_a_gpu_as_in_training(
+    trained: Path, run_options: Options, monkeypatch: pytest.MonkeyPatch, device: str, *, searches: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not searches)
+    monkeypatch.setattr(model_run, "choose_machine", lambda *_: Machine(device=device))
+    monkeypatch.setattr(model_run, "load_model", lambda path, _: load_model(path, torch.device("cpu")))
+    model_run.open_model(run_options(trained))
+    assert torch.backends.cudnn.benchmark is searches
 
 
 def test_help_imports_neither_torch_nor_dali(tmp_path: Path) -> None:

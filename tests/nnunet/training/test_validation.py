@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -380,7 +380,13 @@ def test_a_volume_that_is_scored_on_the_host_has_the_same_score(
     plan, own = tiny_run.plan, torch.device("cpu", 0)  # stands for the host: not the module's "cpu"
     label = torch.randint(0, 3, (1, 1, *plan.patch), dtype=torch.int16)
     batch = replace(volume_batch(target=1), image=torch.randn(1, 1, *plan.patch), label=(label,))
-    synchronised, before = [], list(tiny_run.module._results)
+    synchronised, before, used = [], list(tiny_run.module._results), []
+
+    def score(output: VolumeOutput, batch: Batch, loss: MultiTaskLoss, *others: Any) -> CaseResult:
+        used.append((batch, loss))
+        return case_result(output, batch, loss, *others)
+
+    monkeypatch.setattr(module_of_training, "case_result", score)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: synchronised.append(True))
     for home in (tiny_run.module.device, own):
         monkeypatch.setattr(module_of_training, "home_of", lambda *_, home=home: home)
@@ -389,3 +395,5 @@ def test_a_volume_that_is_scored_on_the_host_has_the_same_score(
     tiny_run.module._results = before
     assert here == there
     assert synchronised == [True]
+    assert [given is batch for given, _ in used] == [True, False]
+    assert [loss is tiny_run.module.loss for _, loss in used] == [True, False]

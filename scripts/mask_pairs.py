@@ -107,6 +107,13 @@ def measure_pairs(pairs: Sequence[MaskPair], rules: OverlapRules, num_jobs: int)
     return tuple(result for result in results if isinstance(result, CaseOverlap))
 
 
+def read_pair(pair: MaskPair, rules: OverlapRules) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and prediction (x, y, z) of a pair that has both; DatasetError for unequal grids."""
+    assert pair.prediction is not None  # the caller asks for both
+    reference = _read_reference(pair.reference)
+    return reference.voxels, _read_prediction(pair.prediction, reference, rules)
+
+
 def draw_overlay(chosen: RankedCase, pair: MaskPair, image: Path | None, rules: OverlapRules) -> Overlay:
     """The case as a picture in the radiological view; contours on black where there is no image."""
     reference = _read_reference(pair.reference)
@@ -167,11 +174,12 @@ def _measure(pair: MaskPair, rules: OverlapRules) -> CaseOverlap | str:
 def _read_reference(path: Path) -> Volume:
     if path.suffix == ".npy":
         raise DatasetError(f"{path}: references need a voxel size; give NIfTI masks, not .npy files.")
-    return _plain_mask(read_label_volume(path))
+    return read_mask(path)
 
 
-def _plain_mask(volume: Volume) -> Volume:
-    """A mask with one channel as (x, y, z)."""
+def read_mask(path: Path) -> Volume:
+    """The mask at `path`; with one channel as (x, y, z)."""
+    volume = read_label_volume(path)
     if volume.voxels.ndim == 4 and volume.voxels.shape[3] == 1:
         return replace(volume, voxels=volume.voxels[..., 0])
     return volume
@@ -185,7 +193,7 @@ def _read_prediction(path: Path, reference: Volume, rules: OverlapRules) -> np.n
     if path.suffix == ".npy":
         stored = read_array(path)
         return (_labels_of(stored, rules, path) if stored.ndim == 4 else stored).transpose()
-    volume = _plain_mask(read_label_volume(path))
+    volume = read_mask(path)
     shape = reference.voxels.shape
     if volume.voxels.shape != shape:
         raise DatasetError(

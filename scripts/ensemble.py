@@ -13,19 +13,13 @@ from nnunet.case_features import weights_hash
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
 from scripts.classifier_files import BRANCH
 from scripts.fold_data import PREPARATION
+from scripts.label_meaning import Meaning
 from scripts.members import FOLD_FOLDER, Member, find_members
 from scripts.model_run import ModelRun, open_model, planned_spacing_mm
 from scripts.run_options import CLASSIFICATION, SEGMENTATION, RunOptions
 from utils.contracts import Footprint, Plan, Prediction, Spacing
 from utils.errors import DatasetError, UserError
 
-MEANING = (  # of a plan: what its probabilities are about, which has to be the same in all members
-    "label_names",
-    "regions",
-    "regions_class_order",
-    "class_names",
-    "ignore_label",
-)
 SAME_INPUT = (*PREPARATION, "prior_labels")  # of a plan: what decides the channels that a model sees
 
 
@@ -200,7 +194,7 @@ def _groups(members: Sequence[Member], runs: Sequence[ModelRun]) -> tuple[Alike,
 
 
 def _refuse_other_meaning(first: Member, plan: Plan, other: Member, other_plan: Plan) -> None:
-    changed = [name for name in MEANING if getattr(plan, name) != getattr(other_plan, name)]
+    changed = [*Meaning.of(plan).changes(Meaning.of(other_plan))]
     if plan.num_channels - plan.foreground_channel != other_plan.num_channels - other_plan.foreground_channel:
         changed.append("num_channels")
     if changed:

@@ -63,10 +63,10 @@ def find_references(lbls: Path, dataset: Path | None) -> References:
     if (lbls / DESCRIPTION_FILE).is_file():
         described = read_dataset(lbls)
         masks = {case.case_id: case.label for case in described.training if case.label is not None}
-        return References(masks=masks, dataset=described if dataset is None else _described(dataset))
+        return References(masks=masks, dataset=described if dataset is None else described_by(dataset))
     if dataset is None and (lbls.resolve().parent / DESCRIPTION_FILE).is_file():
         dataset = lbls.resolve().parent
-    return References(masks=masks_in(lbls), dataset=None if dataset is None else _described(dataset))
+    return References(masks=masks_in(lbls), dataset=None if dataset is None else described_by(dataset))
 
 
 def select_fold(references: References, splits: Path | None, fold: int) -> References:
@@ -141,7 +141,7 @@ def without_ignored(reference: np.ndarray, ignore_label: int | None) -> np.ndarr
     return reference if ignore_label is None else np.where(reference == ignore_label, 0, reference)
 
 
-def _described(path: Path) -> Dataset:
+def described_by(path: Path) -> Dataset:
     """A description's names and regions; its images may be absent, as beside a folder of predictions."""
     reading = describe_dataset(path.parent if path.is_file() else path)
     if not reading.dataset.label_names:
@@ -194,20 +194,25 @@ def _read_prediction(path: Path, reference: Volume, rules: OverlapRules) -> np.n
         stored = read_array(path)
         return (_labels_of(stored, rules, path) if stored.ndim == 4 else stored).transpose()
     volume = read_mask(path)
-    shape = reference.voxels.shape
+    refuse_other_grid(volume, path, reference, "reference")
+    return volume.voxels
+
+
+def refuse_other_grid(volume: Volume, path: Path, other: Volume, name: str) -> None:
+    """DatasetError where the voxels of a mask at `path` are not where those of `other`, its `name`, are."""
+    shape = other.voxels.shape
     if volume.voxels.shape != shape:
         raise DatasetError(
-            f"{path} has shape {volume.voxels.shape} but the reference has {shape}. "
-            "Predict on the reference's grid, or resample one of them."
+            f"{path} has shape {volume.voxels.shape} but the {name} has {shape}. "
+            f"Predict on the {name}'s grid, or resample one of them."
         )
-    distance = corner_distance_mm(volume.affine, reference.affine, shape)
+    distance = corner_distance_mm(volume.affine, other.affine, shape)
     if distance > POSITION_TOLERANCE_MM:
         raise DatasetError(
-            f"{path} lies {distance:.3g} mm from its reference "
-            f"({volume.orientation}, {reference.orientation}); {POSITION_TOLERANCE_MM} mm are allowed. "
+            f"{path} lies {distance:.3g} mm from its {name} "
+            f"({volume.orientation}, {other.orientation}); {POSITION_TOLERANCE_MM} mm are allowed. "
             "Both affines must describe the same grid."
         )
-    return volume.voxels
 
 
 def _labels_of(probabilities: np.ndarray, rules: OverlapRules, path: Path) -> np.ndarray:

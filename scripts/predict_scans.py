@@ -17,6 +17,7 @@ from data_preprocessing.volume_io import write_volume
 from nnunet.evaluation.postprocessing import Step, postprocess
 from scripts.class_output import write_class_output
 from scripts.ensemble import Ensemble, ScanAnswer
+from scripts.label_meaning import Meaning
 from scripts.memory_check import too_large_scans
 from scripts.model_postprocessing import choose_postprocessing
 from scripts.model_run import PredictionRow, prediction_row
@@ -89,6 +90,7 @@ def predict_scans(options: RunOptions) -> Path:
         "checkpoints": [member.checkpoint for member in ensemble.members],
         "postprocessing": {"file": chosen.file, "steps": chosen.steps},
         "maker": maker,
+        "meaning": Meaning.of(ensemble.plan),
     }
     table.write()  # before the record: rows of other models never stand beside it
     write_json(shard.file_of(folder / RECORD), record | {"finished": False})

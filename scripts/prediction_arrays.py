@@ -14,7 +14,7 @@ from data_preprocessing.geometry import as_shape
 from data_preprocessing.restore import restore_probabilities
 from scripts.ensemble import ScanAnswer
 from scripts.run_options import CLASSIFICATION, RunOptions
-from utils.contracts import Plan, Shape
+from utils.contracts import Plan
 from utils.errors import UserError
 from utils.storage import atomic_file, write_array
 
@@ -53,22 +53,22 @@ class ArrayFiles:
         """Write them for a mask (X, Y, Z) and the answer that it was made from."""
         case_id = answer.prediction.case_id
         if self.probabilities:
-            write_probabilities(folder / f"{case_id}.npz", answer, plan, as_shape(mask.shape))
+            probs = answer.prediction.label_probs
+            channels: Iterable[np.ndarray] = probs
+            if answer.footprint is not None:
+                channels = restore_probabilities(probs, answer.footprint, has_background=not plan.regions)
+            write_probabilities(folder / f"{case_id}.npz", channels, (len(probs), *as_shape(mask.shape)))
         if self.masks:
             write_array(folder / MASK_FOLDER / f"{case_id}.npy", mask.transpose())
 
 
-def write_probabilities(path: Path, answer: ScanAnswer, plan: Plan, shape: Shape) -> None:
-    """Write float16 (C, Z, Y, X) in the axes of the scan's file, whose mask is `shape` (X, Y, Z).
+def write_probabilities(path: Path, channels: Iterable[np.ndarray], shape: tuple[int, int, int, int]) -> None:
+    """Write channels (X, Y, Z) of the `shape` (C, X, Y, Z) as float16 (C, Z, Y, X), in nnU-Net v2's layout.
 
     There is a channel for each label, which add up to 1, or one for each region. They are what the network
-    says, before any postprocessing. One channel is restored at a time. The layout is nnU-Net v2's.
+    says, before any postprocessing, in the axes of the scan's file. One channel is held at a time.
     """
-    probs = answer.prediction.label_probs
-    channels: Iterable[np.ndarray] = probs
-    if answer.footprint is not None:
-        channels = restore_probabilities(probs, answer.footprint, has_background=not plan.regions)
-    header = {"descr": "<f2", "fortran_order": False, "shape": (len(probs), *reversed(shape))}
+    header = {"descr": "<f2", "fortran_order": False, "shape": (shape[0], *reversed(shape[1:]))}
     with (
         atomic_file(path) as stream,
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive,

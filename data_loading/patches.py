@@ -37,8 +37,8 @@ class SamplingRule:
     The last samples of a batch are centred on foreground: sample i where i >= round(batch * (1 - share)).
     Of these, `lesion_share` are centred on the lesion where the case has one, the others on any of its labels
     with equal chance. A case without a mask gives uniform windows.
-    Where a case lists annotated background (label 0, because the dataset has an ignore label), the other
-    samples are centred on any annotated voxel, so that no window shows nothing but ignored ones.
+    With `annotated_only`, for datasets with an ignore label, the other samples are centred on any annotated
+    voxel, background or not, so that no window shows nothing but ignored ones.
     With `num_volumes` a batch of slices comes from so many volumes, each of which gives a run of neighbouring
     slices that share one draw; the rules above then hold for runs instead of samples.
     """
@@ -54,6 +54,7 @@ class SamplingRule:
     case_limits: tuple[float, ...] = ()  # running sums of the cases' probabilities; empty: all alike
     num_volumes: int | None = None  # unset: every sample has its own draw
     step_limit: int = 0  # steps of an epoch at most; 0: all
+    annotated_only: bool = False  # the cases list annotated background too, as label 0
 
     def __post_init__(self) -> None:
         for option, share in (("oversampling", self.foreground_share), ("lesion_centred", self.lesion_share)):
@@ -188,7 +189,7 @@ def _draw_start(
         else:
             voxel = foreground_voxel(table, random)
         return centred_start(voxel, shape, block)
-    if 0 in table.labels:
+    if rule.annotated_only and len(table.positions) > 0:
         voxel = table.positions[int(random.integers(len(table.positions)))]
         return centred_start(voxel, shape, block)
     return uniform_start(shape, block, random)

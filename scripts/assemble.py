@@ -158,6 +158,7 @@ def sampling_rule(options: RunOptions, fold: FoldCases, world_size: int) -> Samp
         case_limits=class_balanced_limits(targets) if loader.balance_classes else (),
         num_volumes=loader.nvol,
         step_limit=options.training.train_batches,
+        annotated_only=fold.plan.ignore_label is not None,
     )
 
 

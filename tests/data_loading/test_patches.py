@@ -147,14 +147,22 @@ def test_annotated_background_is_no_foreground(prepared) -> None:
     assert starts == {(49, 49, 49)}
 
 
-def test_with_an_ignore_label_every_window_shows_an_annotated_voxel(prepared) -> None:
+@pytest.mark.parametrize("label", [0, 2])  # a case may have no annotated background, or nothing else
+def test_with_an_ignore_label_every_window_shows_an_annotated_voxel(prepared, label: int) -> None:
     annotated = [(0, 0, place) for place in range(50)]
-    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of({0: annotated}))
+    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of({label: annotated}))
     for share in (0.0, 1.0):
-        rule = replace(RULE, patch=(1, 1, 1), foreground_share=share)
+        rule = replace(RULE, patch=(1, 1, 1), foreground_share=share, annotated_only=True)
         starts = {draw_window([entry], rule, index, generator_for(0, index)).start for index in range(99)}
         assert starts <= set(annotated)
         assert len(starts) > 20
+
+
+def test_with_an_ignore_label_a_case_without_annotation_gives_windows_anywhere(prepared) -> None:
+    entry = entry_of(prepared.entries[0], (50, 50, 50), table_of({}))
+    rule = replace(RULE, patch=(1, 1, 1), annotated_only=True)
+    starts = {draw_window([entry], rule, index, generator_for(0, index)).start for index in range(50)}
+    assert len(starts) > 40
 
 
 def test_with_steps_given_cases_are_drawn_uniformly_with_replacement() -> None:

@@ -128,6 +128,8 @@ def test_each_option_of_sampling_reaches_the_rule(make_fold: Callable[..., FoldC
     assert (rule.foreground_share, rule.lesion_share, rule.lesion_label) == (0.5, 0.25, 2)
     assert (rule.steps_per_epoch, rule.world_size, rule.seed, rule.batch_size) == (7, 3, 1, 2)
     assert rule.case_limits == (0.25, 0.5, 1.0)
+    assert not rule.annotated_only
+    assert sampling_rule(options, make_fold(ignore_label=3), world_size=1).annotated_only
 
 
 def test_by_default_cases_have_no_weights_and_slices_their_own_draw(

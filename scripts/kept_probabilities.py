@@ -11,7 +11,7 @@ import numpy as np
 
 from data_preprocessing.restore import painted_regions
 from data_preprocessing.volume_io import Volume
-from nnunet.evaluation.class_answers import find_class_answers, names_in, read_class_answers
+from nnunet.evaluation.class_answers import class_answers_in, names_in, read_class_answers
 from nnunet.evaluation.pairing import listed, masks_in
 from nnunet.inference.ensemble import MemberAnswer, mean_prediction
 from scripts.label_meaning import Meaning
@@ -185,14 +185,10 @@ def _meaning_in(path: Path, dataset: Path | None) -> Meaning | None:
 
 def _classes_in(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
     """The class names and each case's class probabilities; empty where the folder tells none."""
-    try:
-        source = find_class_answers(path)
-    except DatasetError:  # no class was predicted
+    source = class_answers_in(path)
+    names = () if source is None else names_in(source)
+    if source is None or not names:  # a table of classes alone has no probabilities
         return (), {}
-    names = names_in(source)
     told = read_class_answers(source, names)
-    if told.class_probs is None:
-        return (), {}
-    return names, {
-        name: tuple(map(float, probs)) for name, probs in zip(told.case_ids, told.class_probs, strict=True)
-    }
+    probs = () if told.class_probs is None else told.class_probs.tolist()
+    return names, {name: tuple(row) for name, row in zip(told.case_ids, probs, strict=True)}

@@ -55,17 +55,22 @@ def find_class_answers(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise DatasetError(f"{path} does not exist.")
-    table = path / PREDICTIONS_TABLE
-    if table.is_file() and read_class_names(table):
-        return table
-    if any(path.glob(f"*{CASE_ENDING}")):
-        return path
-    if (path / SUBTYPE_TABLE).is_file():
-        return path / SUBTYPE_TABLE
+    if source := class_answers_in(path):
+        return source
     raise DatasetError(
         f"{path} holds no predicted classes: neither {PREDICTIONS_TABLE} with probabilities, nor "
         f"<case>{CASE_ENDING}, nor {SUBTYPE_TABLE}."
     )
+
+
+def class_answers_in(folder: Path) -> Path | None:
+    """As `find_class_answers`; None where the folder tells no class."""
+    table = folder / PREDICTIONS_TABLE
+    if table.is_file() and read_class_names(table):
+        return table
+    if any(folder.glob(f"*{CASE_ENDING}")):
+        return folder
+    return folder / SUBTYPE_TABLE if (folder / SUBTYPE_TABLE).is_file() else None
 
 
 def names_in(source: Path) -> tuple[str, ...]:

@@ -131,9 +131,22 @@ def test_classes_are_averaged_too(folders: tuple[Path, Path], tmp_path: Path) ->
     assert (output / "subtype_results.csv").read_text().splitlines()[1:] == [
         "x.nii.gz,benign", "y.nii.gz,benign"
     ]  # fmt: skip
+    (folders[1] / "x_classification.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"x_classification\.json"):
+        run(EnsembleOptions(preds=folders, output=output))
     write_class_files(folders[1], answers, ("malignant", "benign"))
     with pytest.raises(DatasetError, match="tells the classes"):
         run(EnsembleOptions(preds=folders, output=output))
+
+
+def test_a_folder_without_class_probabilities_has_no_say_in_the_class(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    answers = [ClassAnswer(case_id=name, class_probs=(0.2, 0.8)) for name in "xy"]
+    write_class_files(folders[0], answers, ("benign", "malignant"))
+    (folders[1] / "subtype_results.csv").write_text("Names,Subtype\nx.nii.gz,benign\ny.nii.gz,benign\n")
+    run(EnsembleOptions(preds=folders, output=tmp_path / "mean"))
+    np.testing.assert_allclose(read_json(tmp_path / "mean" / "x_classification.json")["probs"], (0.2, 0.8))
 
 
 def without_a_case(folder: Path) -> None:

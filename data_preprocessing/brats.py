@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data_preprocessing.case_files import NIFTI_ENDINGS, id_faults, is_junk
-from data_preprocessing.cases import LoadedCase, inspect_case
+from data_preprocessing.cases import inspect_case
 from data_preprocessing.faults import DatasetFaults, VolumeError, errors_of, make_fault
-from data_preprocessing.volume_io import read_label_volume, write_volume
+from data_preprocessing.volume_io import read_label_volume, write_on_grid_of
 from utils.contracts import RawCase
 from utils.errors import Fault
 from utils.prepared_folder import DATASET
@@ -74,9 +74,10 @@ def convert_patient(patient: RawCase, root: Path, part: str) -> tuple[Fault, ...
     loaded = inspection.loaded
     if loaded is not None and not errors_of(inspection.faults):
         image = np.moveaxis(_whole_numbers(loaded.image), 0, -1)
-        _write(root / f"images{part}" / f"{patient.case_id}.nii.gz", image, loaded)
+        write_on_grid_of(loaded, root / f"images{part}" / f"{patient.case_id}.nii.gz", image)
         if loaded.label is not None:
-            _write(root / f"labels{part}" / f"{patient.case_id}.nii.gz", from_brats(loaded.label), loaded)
+            label = from_brats(loaded.label)
+            write_on_grid_of(loaded, root / f"labels{part}" / f"{patient.case_id}.nii.gz", label)
     return inspection.faults
 
 
@@ -84,17 +85,6 @@ def _whole_numbers(image: np.ndarray) -> np.ndarray:
     """The image as int32 where that loses nothing: a scanner's whole numbers then take half the room."""
     is_whole = np.abs(image).max() <= LARGEST_WHOLE and np.array_equal(image, np.rint(image))
     return image.astype(np.int32) if is_whole else image
-
-
-def _write(path: Path, voxels: np.ndarray, case: LoadedCase) -> None:
-    write_volume(
-        path,
-        voxels,
-        affine=case.affine,
-        qform_code=case.qform_code,
-        sform_code=case.sform_code,
-        spacing_mm=case.spacing_mm,
-    )
 
 
 def write_description(root: Path, name: str, training: Sequence[RawCase], test: Sequence[RawCase]) -> None:
@@ -131,11 +121,4 @@ def restore_mask(file: Path, target: Path) -> None:
         what = f"label values run from {low} to {high}; a mask of this dataset holds 0 to 3."
         fix = "give the masks as they were predicted; a mask with the value 4 has BraTS's values already."
         raise VolumeError(make_fault("E304", file, what, fix))
-    write_volume(
-        target,
-        to_brats(mask.voxels),
-        affine=mask.affine,
-        qform_code=mask.qform_code,
-        sform_code=mask.sform_code,
-        spacing_mm=mask.spacing_mm,
-    )
+    write_on_grid_of(mask, target, to_brats(mask.voxels))

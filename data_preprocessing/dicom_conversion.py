@@ -19,7 +19,7 @@ from data_preprocessing.formats.dicom import open_files, read_stack
 from data_preprocessing.formats.dicom_seg import write_seg
 from data_preprocessing.nifti_header import corner_distance_mm
 from data_preprocessing.volume import Volume, refuse
-from data_preprocessing.volume_io import read_label_volume, write_volume
+from data_preprocessing.volume_io import read_label_volume, write_on_grid_of
 from utils.errors import Fault, UserError
 from utils.storage import atomic_file, write_json
 
@@ -109,10 +109,11 @@ def convert_case(case: DicomCase, structures: Structures, root: Path) -> tuple[F
     try:
         stack = open_files(case.series.files)
         image = read_stack(stack)
-        _write(root / f"images{part}" / f"{case.case_id}_0000{ENDING}", _whole_numbers(image.voxels), image)
+        voxels = _whole_numbers(image.voxels)
+        write_on_grid_of(image, root / f"images{part}" / f"{case.case_id}_0000{ENDING}", voxels)
         if case.masks:
             label = label_map(case.masks, stack, structures.values, may_overlap=structures.may_overlap)
-            _write(root / "labelsTr" / f"{case.case_id}{ENDING}", label, image)
+            write_on_grid_of(image, root / "labelsTr" / f"{case.case_id}{ENDING}", label)
     except VolumeError as error:
         return of_case(case.case_id, [error.fault])
     return ()
@@ -175,17 +176,6 @@ def _whole_numbers(voxels: np.ndarray) -> np.ndarray:
     """As integers where nothing is lost, as in most CT, for half the bytes."""
     whole = voxels.astype(np.int32)
     return whole if np.array_equal(whole, voxels) else voxels
-
-
-def _write(path: Path, voxels: np.ndarray, image: Volume) -> None:
-    write_volume(
-        path,
-        voxels,
-        affine=image.affine,
-        qform_code=image.qform_code,
-        sform_code=image.sform_code,
-        spacing_mm=image.spacing_mm,
-    )
 
 
 def _check_grid(mask: Volume, path: Path, shape: tuple[int, int, int], affine: np.ndarray) -> None:

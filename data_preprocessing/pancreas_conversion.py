@@ -18,7 +18,7 @@ from data_preprocessing.cases import inspect_case
 from data_preprocessing.faults import make_fault
 from data_preprocessing.integrity import hash_of_content
 from data_preprocessing.pancreas_challenge import TEST, TRAIN, VALIDATION, ChallengeCase
-from data_preprocessing.volume_io import read_label_volume, read_volume, write_volume
+from data_preprocessing.volume_io import read_label_volume, read_volume, write_on_grid_of
 from utils.contracts import RawCase, Shape, Spacing
 from utils.errors import Fault
 from utils.splits import Fold, make_folds
@@ -145,14 +145,7 @@ def write_case(case: ChallengeCase, target: Target) -> None:
     if case.label is None:
         return
     volume = read_label_volume(case.label)
-    write_volume(
-        target.root / target.label(case),
-        volume.voxels,
-        affine=volume.affine,
-        qform_code=volume.qform_code,
-        sform_code=volume.sform_code,
-        spacing_mm=volume.spacing_mm,
-    )
+    write_on_grid_of(volume, target.root / target.label(case), volume.voxels)
 
 
 def description(cases: Sequence[ChallengeCase], target: Target, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
@@ -31,6 +31,30 @@ class Volume:
     sform_code: int
     orientation: str  # where each axis runs to, for example "LPS"
     remarks: tuple[Fault, ...] = ()  # warnings: what the reader put up with
+
+
+class HasGrid(Protocol):
+    """What says where its voxels lie, as `Volume` does: a file, or a case that was read from files."""
+
+    @property
+    def affine(self) -> np.ndarray:
+        """4 x 4, voxel index to millimetres in RAS."""
+        ...
+
+    @property
+    def qform_code(self) -> int:
+        """Of the header, 0: none."""
+        ...
+
+    @property
+    def sform_code(self) -> int:
+        """Of the header, 0: none."""
+        ...
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Of the axes (x, y, z)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

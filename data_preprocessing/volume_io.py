@@ -18,6 +18,7 @@ from data_preprocessing.formats import dicom, metaimage, natural, nifti, nrrd, t
 from data_preprocessing.formats.nifti import read_header
 from data_preprocessing.volume import (
     Grid,
+    HasGrid,
     Purpose,
     Volume,
     VolumeSize,
@@ -135,6 +136,18 @@ def write_volume(
     """
     grid = Grid(affine=affine, qform_code=qform_code, sform_code=sform_code, spacing_mm=spacing_mm)
     WRITERS.get(_ending(path), nifti.write)(path, voxels, grid)
+
+
+def write_on_grid_of(other: HasGrid, path: Path, voxels: np.ndarray) -> None:
+    """Write voxels that lie where those of a volume or case lie that was read, as `write_volume`."""
+    write_volume(
+        path,
+        voxels,
+        affine=other.affine,
+        qform_code=other.qform_code,
+        sform_code=other.sform_code,
+        spacing_mm=other.spacing_mm,
+    )
 
 
 def mask_ending(image: Path) -> str:

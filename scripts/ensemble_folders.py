@@ -85,7 +85,7 @@ def _write(
     import numpy as np
 
     from data_preprocessing.restore import painted_regions
-    from data_preprocessing.volume_io import write_volume
+    from data_preprocessing.volume_io import write_on_grid_of
     from scripts.prediction_arrays import write_probabilities
 
     probs = mean.label_probs
@@ -93,14 +93,7 @@ def _write(
     if with_probabilities:
         channels, x, y, z = probs.shape
         write_probabilities(path.parent / f"{mean.case_id}.npz", probs, (channels, x, y, z))
-    write_volume(
-        path,
-        mask,
-        affine=grid.affine,
-        qform_code=grid.qform_code,
-        sform_code=grid.sform_code,
-        spacing_mm=grid.spacing_mm,
-    )
+    write_on_grid_of(grid, path, mask)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class PostprocessOptions:
 
 def run(options: PostprocessOptions) -> int:
     """Write the cleaned masks; how many have changed. DatasetError names a mask that is unsound."""
-    from data_preprocessing.volume_io import write_volume
+    from data_preprocessing.volume_io import write_on_grid_of
     from nnunet.evaluation.pairing import masks_in
     from nnunet.evaluation.postprocessing import Postprocessing as Found
     from nnunet.evaluation.postprocessing import postprocess
@@ -76,14 +76,7 @@ def run(options: PostprocessOptions) -> int:
         volume = read_mask(path)
         cleaned = postprocess(volume.voxels, found.steps)
         changed += cleaned is not volume.voxels
-        write_volume(
-            options.output / path.name,
-            cleaned,
-            affine=volume.affine,
-            qform_code=volume.qform_code,
-            sform_code=volume.sform_code,
-            spacing_mm=volume.spacing_mm,
-        )
+        write_on_grid_of(volume, options.output / path.name, cleaned)
     print(f"{len(masks)} masks in {options.output}, {changed} of them changed.")
     return changed
 

@@ -13,7 +13,7 @@ from data_preprocessing.cases import LoadedCase, load_case
 from data_preprocessing.dataset import read_dataset
 from data_preprocessing.prepare import PreparedArrays, prepare_case
 from data_preprocessing.scans import read_scans
-from data_preprocessing.volume_io import write_volume
+from data_preprocessing.volume_io import write_on_grid_of
 from nnunet.evaluation.postprocessing import Step, postprocess
 from scripts.class_output import write_class_output
 from scripts.ensemble import Ensemble, ScanAnswer
@@ -206,14 +206,7 @@ def _write(target: Target, ready: ReadyScan, answer: ScanAnswer) -> None:
     mask = None
     if target.folder is not None:
         mask = postprocess(answer.mask(target.plan), target.steps)
-        write_volume(
-            target.folder / f"{ready.case_id}{loaded.mask_ending}",
-            mask,
-            affine=loaded.affine,
-            qform_code=loaded.qform_code,
-            sform_code=loaded.sform_code,
-            spacing_mm=loaded.spacing_mm,
-        )
+        write_on_grid_of(loaded, target.folder / f"{ready.case_id}{loaded.mask_ending}", mask)
         target.arrays.write(target.folder, mask, answer, target.plan)
     row = prediction_row(answer.prediction, mask, loaded.spacing_mm, target.plan)
     target.table.add(replace(row, mask_ending=loaded.mask_ending))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_preprocessing.dataset import describe_dataset
-from data_preprocessing.volume_io import read_label_volume, read_volume, write_volume
+from data_preprocessing.volume_io import read_label_volume, read_volume, write_on_grid_of
 from scripts import evaluate, inference, preprocess, train
 from scripts.run_options import RunOptions
 from scripts.run_recipes import read_command
@@ -31,14 +31,7 @@ SIZE = 48
 def rewrite(source: Path, target: Path, *, is_label: bool) -> Path:
     """The same volume in the format of `target`."""
     volume = read_label_volume(source) if is_label else read_volume(source)
-    write_volume(
-        target,
-        volume.voxels,
-        affine=volume.affine,
-        qform_code=volume.qform_code,
-        sform_code=volume.sform_code,
-        spacing_mm=volume.spacing_mm,
-    )
+    write_on_grid_of(volume, target, volume.voxels)
     return target
 
 

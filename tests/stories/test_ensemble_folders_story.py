@@ -86,6 +86,7 @@ def test_the_mean_of_folders_is_a_folder_of_the_same_kind(folders: tuple[Path, P
     assert run(EnsembleOptions(preds=(mean, tmp_path / "copy"), output=tmp_path / "again")) == 2
     again = read_label_volume(tmp_path / "again" / "x.nii.gz").voxels
     assert (again == mask.voxels).mean() > 0.95  # but for ties in half precision
+    assert not list((tmp_path / "again").glob("*.npz"))  # only where asked for
 
 
 @pytest.mark.parametrize("told_by", ["option", "folder", "run"])

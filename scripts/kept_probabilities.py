@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def read_probabilities(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             stored = np.asarray(archive[PROBABILITIES])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(f"{path} holds no readable array {PROBABILITIES!r} ({error}).") from error
     expected = tuple(reversed(shape))
     if stored.dtype.kind != "f" or stored.ndim != 4 or stored.shape[1:] != expected:

@@ -172,6 +172,12 @@ def cut_off(folder: Path) -> None:
     (folder / "x.npz").write_bytes((folder / "x.npz").read_bytes()[:300])
 
 
+def damaged(folder: Path) -> None:
+    content = bytearray((folder / "x.npz").read_bytes())
+    content[60:120] = bytes(60)  # of the compressed array: its header stays
+    (folder / "x.npz").write_bytes(content)
+
+
 def not_finite(folder: Path) -> None:
     write_case(folder, "x", np.full((3, *SHAPE), np.nan, np.float32), np.zeros(SHAPE, np.uint8))
 
@@ -198,6 +204,7 @@ def of_other_labels(folder: Path) -> None:
         (with_turned_axes, r"x\.npz says something else than .*x\.nii\.gz"),
         (with_fewer_labels, r"x\.npz has 2 channels, 3 are expected"),
         (cut_off, r"x\.npz holds no readable array"),
+        (damaged, r"x\.npz holds no readable array"),
         (not_finite, r"x\.npz: probabilities has values that are not finite"),
         (of_another_name, r"x\.npz holds no readable array 'probabilities'"),
         (empty, "holds no case with a mask and its probabilities"),
